@@ -1,0 +1,146 @@
+"""Every default and range, once: frozen dataclasses checked when they are made.
+
+argparse reads its defaults from here, so a default can't differ between the command line and
+the Python classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, get_args
+
+from musetalk.errors import InputError
+
+EngineName = Literal["lite", "musetalk"]
+EngineRequest = Literal["auto", "lite", "musetalk"]
+ParsingMode = Literal["jaw", "neck", "raw"]
+Version = Literal["v1", "v15"]
+FaceDetectorRequest = Literal["auto", "mediapipe", "dwpose", "s3fd"]
+FaceParserRequest = Literal["auto", "landmarks", "bisenet"]
+RuntimeRequest = Literal["auto", "torch", "openvino"]
+Switch = Literal["auto", "on", "off"]
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+MAX_FPS = 240  # frames per second
+MAX_BATCH_SIZE = 1024
+MAX_SIDE = 8192  # pixels, of a template's frame
+MIN_SIDE = 16  # pixels
+FACE_SIZE = 256  # pixels, side of the crop that the networks see
+
+
+def _choice(name: str, value: str, allowed: object) -> None:
+    names = get_args(allowed)
+    if value not in names:
+        raise InputError(f"{name} is {value!r}", f"choose one of {', '.join(names)}")
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}", f"{name} is a whole number from {low} to {high}")
+
+
+def parse_fps(value: float | str | Fraction) -> Fraction:
+    """Frames per second as an exact fraction: NTSC decimals (23.976, 29.97, 59.94) become n·1000/1001.
+
+    Raises:
+        InputError: not a finite number above 0 and up to `MAX_FPS`.
+    """
+    try:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(value)
+        fps = Fraction(str(value)) if isinstance(value, float) else Fraction(value)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as e:
+        raise InputError(f"fps is {value!r}", f"fps is a number above 0 and up to {MAX_FPS}, 25 say") from e
+    if not 0 < fps <= MAX_FPS:
+        raise InputError(f"fps is {value}", f"fps is a number above 0 and up to {MAX_FPS}, 25 say")
+    nominal = math.ceil(fps)
+    ntsc = Fraction(nominal * 1000, 1001)
+    if nominal in (24, 30, 48, 60, 120) and fps != nominal and abs(fps - ntsc) < Fraction(1, 500):
+        return ntsc
+    return fps.limit_denominator(100_000)
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Where the MuseTalk weights are; None means the official place under models/."""
+
+    version: Version = "v15"
+    unet_config: Path | None = None
+    unet_model_path: Path | None = None
+    vae_type: str = "sd-vae"
+    whisper_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        _choice("version", self.version, Version)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Which engine runs, where, and in what precision."""
+
+    engine: EngineRequest = "auto"
+    device: str = "auto"
+    strict_device: bool = False
+    fp16: bool = True
+    batch_size: int = 8
+    runtime: RuntimeRequest = "auto"
+    vae_region: Switch = "auto"
+    compile: bool = False
+    models: ModelPaths = field(default_factory=ModelPaths)
+
+    def __post_init__(self) -> None:
+        _choice("engine", self.engine, EngineRequest)
+        _choice("runtime", self.runtime, RuntimeRequest)
+        _choice("vae_region", self.vae_region, Switch)
+        _whole("batch_size", self.batch_size, 1, MAX_BATCH_SIZE)
+
+
+@dataclass(frozen=True)
+class PreprocessingConfig:
+    """What turns a portrait or video into a template; a change of any field makes a new cache."""
+
+    bbox_shift: int = 0  # pixels, down is positive
+    parsing_mode: ParsingMode = "jaw"
+    extra_margin: int = 10  # pixels below the chin, MuseTalk 1.5
+    left_cheek_width: int = 90  # pixels of the 512² parsing map
+    right_cheek_width: int = 90
+    face_detector: FaceDetectorRequest = "auto"
+    face_parser: FaceParserRequest = "auto"
+    idle_motion: bool = False
+
+    def __post_init__(self) -> None:
+        _whole("bbox_shift", self.bbox_shift, -1000, 1000)
+        _choice("parsing_mode", self.parsing_mode, ParsingMode)
+        _whole("extra_margin", self.extra_margin, 0, 1000)
+        _whole("left_cheek_width", self.left_cheek_width, 0, 256)
+        _whole("right_cheek_width", self.right_cheek_width, 0, 256)
+        _choice("face_detector", self.face_detector, FaceDetectorRequest)
+        _choice("face_parser", self.face_parser, FaceParserRequest)
+
+
+@dataclass(frozen=True)
+class EncodingConfig:
+    """The shape of the output file."""
+
+    encoder: str = "libx264"
+    preset: str = "veryfast"
+    crf: int = 18
+
+    def __post_init__(self) -> None:
+        _whole("crf", self.crf, 0, 51)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Defaults of the commands that belong to no other dataclass."""
+
+    cache_dir: str = "./template_cache"
+    fps: float = 25.0
+    output_path: str = "./output/{template_id}.mp4"
+    benchmark_runs: int = 3

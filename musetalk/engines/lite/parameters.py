@@ -1,0 +1,41 @@
+"""The rig's parameters: what the mouth network predicts and what the warp displaces.
+
+One frame of mouth shape is a float32 vector of `len(RIG_PARAMETERS)` values in the order below. Zero is
+the portrait's own mouth, closed. Gains tie the parameters to distances that can be measured on a face
+mesh, in eye distances (mesh points 33–263), so that tracks of real speakers become parameters and
+rendered faces can be measured against them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class RigParameter(NamedTuple):
+    """A named mouth movement with its range."""
+
+    name: str
+    low: float
+    high: float
+    meaning: str
+
+
+RIG_PARAMETERS = (
+    RigParameter("jaw_open", 0.0, 1.0, "the jaw's rotation: chin, lower lip and lower teeth go down"),
+    RigParameter("lip_open", 0.0, 1.0, "the lips part without the jaw"),
+    RigParameter("lip_width", -1.0, 1.0, "the corners move apart (+) or together (-)"),
+    RigParameter("pucker", 0.0, 1.0, "the lips round and come forward: u, o, w, sh"),
+    RigParameter("upper_lip_raise", 0.0, 1.0, "the upper lip uncovers the upper teeth"),
+    RigParameter("lower_lip_drop", 0.0, 1.0, "the lower lip uncovers the lower teeth"),
+    RigParameter("lip_press", 0.0, 1.0, "the lips meet and roll in: p, b, m; shuts the mouth at 1"),
+    RigParameter("lip_tuck", 0.0, 1.0, "the lower lip rises under the upper teeth: f, v"),
+    RigParameter("smile", 0.0, 1.0, "the corners rise"),
+    RigParameter("tongue_up", 0.0, 1.0, "the tongue's tip shows behind the upper teeth: l, th, n"),
+)
+PARAMETER_INDEX = {parameter.name: i for i, parameter in enumerate(RIG_PARAMETERS)}
+
+# Inner-lip opening (mesh 13–14) at full value, in eye distances; the sum is shut by 1 - lip_press.
+OPENING_GAIN = {"jaw_open": 0.20, "lip_open": 0.06, "upper_lip_raise": 0.03, "lower_lip_drop": 0.05}
+CHIN_GAIN = 0.20  # descent of the chin (mesh 152) at jaw_open 1, eye distances
+WIDTH_GAIN = 0.10  # outer width (mesh 61–291) gained at lip_width 1 or lost at -1, eye distances
+PUCKER_WIDTH_LOSS = 0.12  # outer width lost at pucker 1, eye distances

@@ -1,0 +1,97 @@
+"""The error tree: every failure a user can meet, with its code, its exit code and what to do about it.
+
+Each class is also the builtin exception a Python caller would catch, so ``except ValueError``
+keeps working for programs written against the original scripts.
+"""
+
+from __future__ import annotations
+
+
+class MuseTalkError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        error_code: stable identifier for programs, e.g. ``"no_face"``.
+        exit_code: process exit status of the commands.
+        message: one sentence of what happened, to which file.
+        hint: one sentence of what to do next.
+    """
+
+    error_code = "internal"
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(MuseTalkError, ValueError):
+    """The command line doesn't make sense."""
+
+    error_code = "usage"
+    exit_code = 2
+
+
+class InputError(MuseTalkError, ValueError):
+    """An input file or value can't be used."""
+
+    error_code = "bad_input"
+    exit_code = 3
+
+
+class NoFaceError(MuseTalkError, ValueError):
+    """No frame of the template shows a usable face."""
+
+    error_code = "no_face"
+    exit_code = 4
+
+
+class WeightsError(MuseTalkError, RuntimeError):
+    """Model weights are missing, damaged or of another model."""
+
+    error_code = "weights"
+    exit_code = 5
+
+
+class EngineError(MuseTalkError, RuntimeError):
+    """The engine or one of its packages can't run here."""
+
+    error_code = "engine"
+    exit_code = 5
+
+
+class DeviceError(EngineError):
+    """The requested device is missing or out of memory."""
+
+    error_code = "device"
+
+
+class CacheError(MuseTalkError, RuntimeError):
+    """A template cache is corrupt, unsafe or made by another engine."""
+
+    error_code = "cache_invalid"
+    exit_code = 6
+
+
+class CacheMissingError(CacheError, LookupError):
+    """There is no cache for the template."""
+
+    error_code = "cache_missing"
+
+
+class OutputError(MuseTalkError, OSError):
+    """The output can't be written."""
+
+    error_code = "output"
+    exit_code = 7
+
+
+class InterruptedRun(MuseTalkError):
+    """Ctrl-C or a termination signal ended the run."""
+
+    error_code = "interrupted"
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("interrupted 已中断", "run the command again 请重新运行")
+        self.exit_code = exit_code
