@@ -1,0 +1,188 @@
+"""Boxes, landmark index sets, the reference's face box and smoothing over time.
+
+Boxes are whole pixels with exclusive right and lower edges, as the reference stores them in template
+caches. Its box is not the detector's: it reaches from the chin to as far above the middle of the nose
+as the chin lies below, so that the nose stays in the same place of the crop whatever the hairline is.
+Landmark sets index MediaPipe's 478-point mesh; left and right are the person's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+NO_FACE: Box = (0, 0, 0, 0)  # a frame without a face keeps its place with this box
+CROP_EXPANSION = 1.5  # crop box over face box, both measured by the longer side
+MESH_POINTS = 478
+
+OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
+FACE_OVAL = (
+    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
+    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
+)
+RIGHT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
+LEFT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
+RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
+LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)
+NOSE = (168, 122, 174, 198, 49, 64, 98, 97, 2, 326, 327, 294, 279, 420, 399, 351)
+CHIN = 152
+FOREHEAD = 10
+EYE_CORNERS = (33, 263)  # outer corners, right and left; their distance is the face's unit of length
+
+# The 68 points of the iBUG scheme (300-W, Sagonas et al. 2013) that DWPose and 2DFAN4 give, each as the
+# mesh point nearest to its definition: jaw 0-16 at even steps along the oval from ear to ear, brows
+# 17-26, bridge 27-30 from the nasion (168) to the tip (4) in thirds, nostrils 31-35, eyes 36-47, outer
+# lips 48-59, inner lips 60-67. Read left to right in the picture.
+MESH_TO_68 = (
+    *(127, 234, 132, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 361, 454, 356),
+    *(70, 63, 105, 66, 107, 336, 296, 334, 293, 300),
+    *(168, 197, 195, 4, 98, 97, 2, 326, 327),
+    *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),
+    *(61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91),
+    *(78, 81, 13, 311, 308, 402, 14, 178),
+)
+
+_NOSE_MIDDLE = 29  # of the 68 points; the reference's "half face" line
+_CUT_SHIFT = 0.5  # a face that moves further than this times its side between two frames is another shot
+
+
+def reference_bbox(landmarks68: np.ndarray, detection: Box | None, bbox_shift: int) -> Box:
+    """The reference's face box, before it is cut to the frame.
+
+    Args:
+        landmarks68: (68, 2) pixels; cut to whole numbers towards zero, as the reference does.
+        detection: the detector's own box; None where no face was detected.
+        bbox_shift: pixels by which the nose's middle, and with it the upper edge, is moved down.
+
+    Returns:
+        The box; `detection` where the landmarks are degenerate or leave the frame on the left;
+        `NO_FACE` without a detection.
+
+    Source: MuseTalk, musetalk/utils/preprocessing.py, get_landmark_and_bbox.
+    """
+    if detection is None:
+        return NO_FACE
+    points = landmarks68.astype(np.int32)
+    points[_NOSE_MIDDLE, 1] += bbox_shift
+    x1, _ = points.min(axis=0).tolist()
+    x2, y2 = points.max(axis=0).tolist()
+    middle = int(points[_NOSE_MIDDLE, 1])
+    y1 = max(0, middle - (y2 - middle))
+    if y2 <= y1 or x2 <= x1 or x1 < 0:
+        return detection
+    return x1, y1, x2, y2
+
+
+def add_chin_margin(bbox: Box, extra_margin: int, height: int) -> Box:
+    """`bbox` made taller at the chin by `extra_margin` pixels, within the frame, as MuseTalk 1.5 does."""
+    if bbox == NO_FACE:
+        return NO_FACE
+    x1, y1, x2, y2 = bbox
+    return x1, y1, x2, min(y2 + extra_margin, height)
+
+
+def clamp_box(bbox: Box, height: int, width: int) -> Box:
+    """The part of `bbox` inside a frame of `height` × `width`; `NO_FACE` where none is."""
+    x1, y1, x2, y2 = bbox
+    inside = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
+    return inside if inside[0] < inside[2] and inside[1] < inside[3] else NO_FACE
+
+
+def crop_box(bbox: Box, expand: float = CROP_EXPANSION) -> Box:
+    """The square around `bbox` that is parsed and masked; it may reach beyond the frame.
+
+    Source: MuseTalk, musetalk/utils/blending.py, get_crop_box.
+    """
+    x1, y1, x2, y2 = bbox
+    x, y = (x1 + x2) // 2, (y1 + y2) // 2
+    half = int(max(x2 - x1, y2 - y1) // 2 * expand)
+    return x - half, y - half, x + half, y + half
+
+
+def bounding_box(points: np.ndarray) -> Box:
+    """The smallest box of whole pixels that holds `points` (n, 2)."""
+    x1, y1 = np.floor(points.min(axis=0)).astype(int).tolist()
+    x2, y2 = np.ceil(points.max(axis=0)).astype(int).tolist()
+    return x1, y1, x2, y2
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union
+
+
+def smooth_over_time(track: np.ndarray, sigma: float) -> np.ndarray:
+    """`track` (T, …) filtered along its first axis by a Gaussian of `sigma` frames, without lag.
+
+    The ends are continued by point reflection, so that a steady motion passes unchanged.
+    """
+    count = len(track)
+    radius = min(round(3 * sigma), count - 1)
+    if radius < 1:
+        return track.copy()
+    head = 2 * track[:1] - track[radius:0:-1]
+    tail = 2 * track[-1:] - track[-2 : -radius - 2 : -1]
+    padded = np.concatenate([head, track, tail]).astype(np.float64)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    smooth = sum(weight * padded[i : i + count] for i, weight in enumerate(weights))
+    return np.asarray(smooth, dtype=track.dtype)
+
+
+def shots(boxes: Sequence[Box]) -> Iterator[slice]:
+    """The longest runs of `boxes` that show one face in motion: no faceless frame, no cut inside."""
+    start = 0
+    for i, box in enumerate(boxes):
+        if i > start and (box == NO_FACE or _is_cut(boxes[i - 1], box)):
+            yield slice(start, i)
+            start = i
+        if box == NO_FACE:
+            start = i + 1
+    if start < len(boxes):
+        yield slice(start, len(boxes))
+
+
+def _is_cut(before: Box, after: Box) -> bool:
+    shift = max(abs((after[i] + after[i + 2]) - (before[i] + before[i + 2])) / 2 for i in (0, 1))
+    side = max(before[2] - before[0], before[3] - before[1])
+    growth = max(after[2] - after[0], after[3] - after[1]) / side
+    return shift > _CUT_SHIFT * side or not 1 / (1 + _CUT_SHIFT) < growth < 1 + _CUT_SHIFT
+
+
+def smooth_boxes(boxes: Sequence[Box], centre_sigma: float = 3.0, size_sigma: float = 12.0) -> list[Box]:
+    """Face boxes of consecutive video frames without their jitter and without lag.
+
+    Centre and size are filtered apart, in frames: a head moves faster than its size changes. Whole
+    pixels are then held until the smooth value has left them by more than `_HOLD`, so that an edge
+    resting between two pixels doesn't flicker. `NO_FACE` entries stay and separate what is smoothed.
+    """
+    result = list(boxes)
+    for shot in shots(boxes):
+        edges = np.array(boxes[shot], dtype=np.float64)
+        centre = smooth_over_time((edges[:, :2] + edges[:, 2:]) / 2, centre_sigma)
+        size = np.maximum(_hold(smooth_over_time(edges[:, 2:] - edges[:, :2], size_sigma)), 1)
+        corner = _hold(centre - size / 2)
+        for i, edge in enumerate(np.hstack([corner, corner + size]).astype(int).tolist()):
+            result[shot.start + i] = (edge[0], edge[1], edge[2], edge[3])
+    return result
+
+
+_HOLD = 0.75  # pixels
+
+
+def _hold(track: np.ndarray) -> np.ndarray:
+    """`track` (T, d) as whole numbers that change only when the value is more than `_HOLD` away."""
+    held = np.rint(track)
+    for i in range(1, len(held)):
+        stay = np.abs(track[i] - held[i - 1]) <= _HOLD
+        held[i] = np.where(stay, held[i - 1], held[i])
+    return held
