@@ -1,0 +1,297 @@
+"""The lite engine: a portrait's own pixels, moved by the rig, with a painted mouth interior.
+
+What it caches per template frame is only the face mesh, because fields and layers are made from frame
+and mesh faster than they could be read from disk; a generator keeps the few it used last.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from musetalk.config import EngineName
+from musetalk.engines.base import FaceFrame
+from musetalk.engines.lite import interior, rig, warp
+from musetalk.engines.lite.parameters import CHIN_GAIN, PARAMETER_INDEX, RIG_PARAMETERS
+from musetalk.errors import CacheError, EngineError
+
+if TYPE_CHECKING:
+    from musetalk.geometry import Box
+    from musetalk.template import Template
+
+MESH_POINTS = 478
+LATTICE_NODES = 64
+WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
+KEPT_FRAMES = 8
+EDGE_RAMP = 0.20  # eye distances over which movement fades towards the blend mask's edge
+LIP_MARGIN = 0.006  # eye distances cut off the lips of an open portrait, where teeth shine through
+
+
+@dataclass(frozen=True)
+class PreparedFace:
+    """Everything about one template frame that does not depend on the sound."""
+
+    picture: np.ndarray
+    landmarks: np.ndarray
+    frame: rig.HeadFrame
+    lips: rig.Lips
+    lattice: warp.Lattice
+    fields: np.ndarray
+    hold: np.ndarray
+    distances: np.ndarray
+    mouth: Box
+    contour: np.ndarray
+    contour_fields: np.ndarray
+    palette: interior.Palette
+    layers: interior.Layers
+
+
+class LiteEngine:
+    """The lite engine; see `musetalk.engines.base.Engine`.
+
+    Args:
+        models_dir: the folder with the mouth network's weights (models/lite).
+    """
+
+    name: EngineName = "lite"
+    device = "cpu"
+    dtype = "float32"
+    fingerprint = "lite-mesh478-1"
+
+    def __init__(self, models_dir: Path) -> None:
+        self.models_dir = models_dir
+
+    def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
+        """The face mesh per frame: (478, 3) float32 pixels from the box's upper left corner.
+
+        Raises:
+            EngineError: the detector gave 68 points instead of a mesh.
+        """
+        for face in faces:
+            if len(face.landmarks) != MESH_POINTS or face.landmarks_z is None:
+                raise EngineError(
+                    f"the lite engine needs a face mesh of {MESH_POINTS} points, got {len(face.landmarks)}",
+                    "run preprocessing with --face_detector mediapipe",
+                )
+            corner = np.array(face.bbox[:2], np.float32)
+            yield np.column_stack([face.landmarks - corner, face.landmarks_z]).astype(np.float32)
+
+    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
+        """Rig parameters (k, 10) float32 per frame, in blocks; see `parameters.RIG_PARAMETERS`."""
+        from musetalk.engines.lite.mouth_net import MouthNetwork
+
+        return MouthNetwork(self.models_dir).rig_parameters(waveform, fps)
+
+    def open(self, template: Template) -> LiteGenerator:
+        """A generator on `template`.
+
+        Raises:
+            CacheError: its latents are not face meshes.
+        """
+        for position in sorted(set(template.unique)):
+            latent = template.latents[position]
+            if template.has_face(position) and np.shape(latent) != (MESH_POINTS, 3):
+                raise CacheError(
+                    f"frame {position} of the template holds no face mesh 模板缓存不是由 lite 引擎生成",
+                    "run preprocessing again with --engine lite 请用 --engine lite 重新预处理",
+                )
+        return LiteGenerator(template)
+
+
+class LiteGenerator:
+    """Faces of one template from rig parameters; see `musetalk.engines.base.Generator`."""
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        self._prepared: OrderedDict[int, PreparedFace] = OrderedDict()
+
+    def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        """Faces (h, w, 3) uint8 BGR of the frames' boxes for rig parameters (B, 10)."""
+        lows = np.array([parameter.low for parameter in RIG_PARAMETERS], np.float32)
+        highs = np.array([parameter.high for parameter in RIG_PARAMETERS], np.float32)
+        parameters = np.clip(np.asarray(audio_prompts, np.float32), lows, highs)
+        return [
+            render(self._face(index), parameters[i], rig.coefficients(parameters[i : i + 1])[0])
+            for i, index in enumerate(indices)
+        ]
+
+    def _face(self, index: int) -> PreparedFace:
+        position = self._template.unique[index % len(self._template)]
+        if position in self._prepared:
+            self._prepared.move_to_end(position)
+            return self._prepared[position]
+        template = self._template
+        face = prepare_face(
+            template.frames[position],
+            template.bboxes[position],
+            template.latents[position],
+            template.masks[position],
+            template.crop_boxes[position],
+        )
+        self._prepared[position] = face
+        if len(self._prepared) > KEPT_FRAMES:
+            self._prepared.popitem(last=False)
+        return face
+
+
+def prepare_face(
+    frame: np.ndarray, bbox: Box, mesh: np.ndarray, mask: np.ndarray, crop_box: Box
+) -> PreparedFace:
+    """What `render` needs of a frame (H, W, 3) with its box, mesh (478, 3), blend mask and crop box."""
+    picture, landmarks = _working_picture(frame, bbox, mesh)
+    height, width = picture.shape[:2]
+    head = rig.head_frame(landmarks)
+    lips = rig.measure_lips(head, landmarks)
+    lattice = warp.Lattice(min(LATTICE_NODES, width), min(LATTICE_NODES, height), width, height)
+    nodes = head.to_head(lattice.nodes().astype(np.float64))
+    contour = landmarks[[*rig.INNER_UPPER, *rig.INNER_LOWER], :2]
+    contour_fields = rig.movement_fields(head, lips, head.to_head(contour))
+    mouth = _mouth_rect(head, lips, width, height)
+    here = head.to_head(warp.pixel_grid(mouth)).astype(np.float32)
+    distances = rig.edge_distances(lips, here)
+    x1, y1, x2, y2 = mouth
+    palette = interior.measure_palette(picture, landmarks)
+    layers = interior.paint_layers(
+        picture[y1:y2, x1:x2], here, distances, lips, palette, 1 / head.eye_distance
+    )
+    opened = np.clip((distances < 0).all(axis=-1).sum() / head.eye_distance**2 / 0.004, 0, 1)
+    return PreparedFace(
+        picture=picture,
+        landmarks=landmarks,
+        frame=head,
+        lips=lips,
+        lattice=lattice,
+        fields=rig.movement_fields(head, lips, nodes),
+        hold=_hold(mask, crop_box, bbox, lattice, head.eye_distance),
+        distances=distances - np.float32(LIP_MARGIN * opened),
+        mouth=mouth,
+        contour=contour,
+        contour_fields=np.concatenate(
+            [contour_fields[0, :, : len(rig.INNER_UPPER)], contour_fields[1, :, len(rig.INNER_UPPER) :]], axis=1
+        ),
+        palette=palette,
+        layers=layers,
+    )
+
+
+def _working_picture(frame: np.ndarray, bbox: Box, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import cv2
+
+    x1, y1, x2, y2 = bbox
+    picture = frame[y1:y2, x1:x2]
+    scale = min(1.0, WORKING_SIDE / max(picture.shape[:2]))
+    if scale == 1.0:
+        return picture, mesh.astype(np.float64)
+    size = (round((x2 - x1) * scale), round((y2 - y1) * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA), mesh.astype(np.float64) * scale
+
+
+def _mouth_rect(head: rig.HeadFrame, lips: rig.Lips, width: int, height: int) -> Box:
+    """The pixels that the open mouth may ever cover."""
+    seam = float(np.interp(0, lips.grid, lips.upper))
+    right = np.array([lips.left - 0.12, lips.right + 0.12])
+    down = np.array([seam - 0.16, seam + 0.46])
+    corners = head.to_pixels(np.stack(np.meshgrid(right, down), axis=-1).reshape(-1, 2))
+    low = np.clip(np.floor(corners.min(axis=0)), 0, [width - 2, height - 2]).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)) + 1, low + 2, [width, height]).astype(int)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _hold(
+    mask: np.ndarray, crop_box: Box, bbox: Box, lattice: warp.Lattice, eye_distance: float
+) -> np.ndarray:
+    """How freely the lattice's nodes may move, (rows, columns, 1): 0 at the mask's edge, 1 inside."""
+    import cv2
+
+    x1, y1, x2, y2 = bbox
+    inside = np.zeros((y2 - y1, x2 - x1), np.uint8)
+    left, top = crop_box[0] - x1, crop_box[1] - y1
+    rows = slice(max(top, 0), max(min(top + mask.shape[0], y2 - y1), 0))
+    columns = slice(max(left, 0), max(min(left + mask.shape[1], x2 - x1), 0))
+    inside[rows, columns] = mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    small = cv2.resize(inside, (lattice.width, lattice.height), interpolation=cv2.INTER_AREA)
+    framed = np.pad((small > 240).astype(np.uint8), 1)
+    depth = cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    depth = cv2.resize(depth, (lattice.columns, lattice.rows), interpolation=cv2.INTER_AREA)
+    x = np.clip(depth / (EDGE_RAMP * eye_distance), 0, 1)
+    return (x * x * (3 - 2 * x))[..., None].astype(np.float32)
+
+
+def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """The face with its mouth in the shape of `parameters` (10,): (h, w, 3) uint8 BGR."""
+    sheets = np.tensordot(coefficients, face.fields, axes=([0], [1]))
+    upper, lower = (warp.invert(sheet, face.lattice) * face.hold for sheet in sheets)
+    nodes = face.lattice.nodes()
+    over = _above_seam(face, nodes, upper, lower)
+    whole = (0, 0, face.lattice.width, face.lattice.height)
+    places = warp.enlarge(np.where(over, upper, lower), face.lattice, whole) + warp.pixel_grid(whole)
+    result = warp.sample(face.picture, places)
+    _draw_mouth(result, face, parameters, coefficients, upper, lower)
+    return result
+
+
+def _above_seam(face: PreparedFace, nodes: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    head = face.frame.to_head
+    above = rig.edge_distances(face.lips, head(nodes + upper))[..., 0]
+    below = rig.edge_distances(face.lips, head(nodes + lower))[..., 1]
+    return (above >= below)[..., None]
+
+
+def _draw_mouth(
+    result: np.ndarray,
+    face: PreparedFace,
+    parameters: np.ndarray,
+    coefficients: np.ndarray,
+    upper: np.ndarray,
+    lower: np.ndarray,
+) -> None:
+    """Composes both lips and what is between them into `result`, in the rectangle they cover."""
+    rect = _opening_rect(face, coefficients)
+    x1, y1, x2, y2 = rect
+    grid = warp.pixel_grid(rect)
+    from_upper = warp.enlarge(upper, face.lattice, rect) + grid
+    from_lower = warp.enlarge(lower, face.lattice, rect) + grid
+    corner = np.array(face.mouth[:2], np.float32)
+    distances = np.stack(
+        [
+            warp.sample(face.distances[..., 0], from_upper - corner, sharp=False),
+            warp.sample(face.distances[..., 1], from_lower - corner, sharp=False),
+        ],
+        axis=-1,
+    )
+    shown_upper, shown_lower = _shares(distances * np.float32(face.frame.eye_distance))
+    value = {name: float(parameters[i]) for name, i in PARAMETER_INDEX.items()}
+    jaw = face.frame.axes[:, 1] * CHIN_GAIN * 0.95 * face.lips.scale * value["jaw_open"]
+    tongue = 0.42 * jaw - face.frame.axes[:, 1] * 0.04 * value["tongue_up"]
+    window = (
+        slice(y1 - face.mouth[1], y2 - face.mouth[1]),
+        slice(x1 - face.mouth[0], x2 - face.mouth[0]),
+    )
+    inside, teeth = interior.paint(face.layers, face.palette, window, distances, jaw, tongue)
+    shown_lower = shown_lower * (1 - value["lip_tuck"] * teeth * (1 - shown_upper))
+    mixed = inside * (1 - shown_upper - shown_lower)[..., None]
+    mixed += warp.sample(face.picture, from_upper).astype(np.float32) * shown_upper[..., None]
+    mixed += warp.sample(face.picture, from_lower).astype(np.float32) * shown_lower[..., None]
+    result[y1:y2, x1:x2] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+
+
+def _shares(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each pixel shows the upper and the lower sheet, from depths in pixels."""
+    upper, lower = (np.clip(depth[..., sheet] + 0.5, 0, 1) for sheet in (0, 1))
+    front = np.clip((depth[..., 0] - depth[..., 1]) / 2 + 0.5, 0, 1)
+    return upper * (1 - lower * (1 - front)), lower * (1 - upper * front)
+
+
+def _opening_rect(face: PreparedFace, coefficients: np.ndarray) -> Box:
+    moved = face.contour + np.tensordot(coefficients, face.contour_fields, axes=([0], [0]))
+    margin = 0.06 * face.frame.eye_distance + 2 * face.lattice.cell.max()
+    x1, y1, x2, y2 = face.mouth
+    low = np.clip(np.floor(moved.min(axis=0) - margin), [x1, y1], [x2 - 2, y2 - 2]).astype(int)
+    high = np.clip(np.ceil(moved.max(axis=0) + margin), low + 2, [x2, y2]).astype(int)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])

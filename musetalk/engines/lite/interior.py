@@ -1,0 +1,249 @@
+"""The inside of the mouth: cavity, teeth and tongue, painted in the light and style of the face.
+
+Upper teeth hang on the skull and lower teeth on the jaw, so lips uncover them instead of stretching
+them; teeth that the portrait itself shows are kept as they are and only continued where lips hid them.
+Layers are painted once per template frame; an output frame moves and shades them. Lengths are in eye
+distances.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from musetalk.engines.lite.rig import (
+    INNER_LOWER,
+    INNER_UPPER,
+    LEFT_EYE,
+    RIGHT_EYE,
+    UPPER_SHARE,
+    Lips,
+)
+
+CHEEKS = (205, 425, 50, 280, 101, 330)
+LIP_REDS = (0, 37, 267, 17, 84, 314, 40, 270)
+EYE_WHITES = ((33, 133, 159, 145, 158, 153, 160, 144), (263, 362, 386, 374, 385, 380, 387, 373))
+UPPER_TEETH = (0.0, 0.086, 0.152, 0.208, 0.25, 0.285)  # borders from the middle, foreshortened by the arch
+LOWER_TEETH = (0.0, 0.056, 0.112, 0.166, 0.212, 0.25)
+UPPER_EDGE = 0.026  # below the closed lips' line
+LOWER_EDGE = 0.018
+CROWN = 0.15  # visible height of a painted tooth
+TEETH_DEPTH = 0.05  # behind the lips
+TONGUE_TOP = 0.065  # below the closed lips' line with the jaw shut
+
+
+class Palette(NamedTuple):
+    """Colours of one face, BGR float32 0-255.
+
+    Attributes:
+        tooth, tongue, lip, cavity: (3,) as lit at the front of the mouth.
+        flatness: 0 for a photograph's skin, 1 for cel shading.
+    """
+
+    tooth: np.ndarray
+    tongue: np.ndarray
+    lip: np.ndarray
+    cavity: np.ndarray
+    flatness: float
+
+
+class Layers(NamedTuple):
+    """Premultiplied BGRA float32 (h, w, 4) layers over one rectangle of the picture."""
+
+    upper_teeth: np.ndarray
+    lower_teeth: np.ndarray
+    tongue: np.ndarray
+
+
+def _patch(picture: np.ndarray, points: np.ndarray, radius: int) -> np.ndarray:
+    height, width = picture.shape[:2]
+    patches = []
+    for x, y in np.round(points).astype(int):
+        x, y = int(np.clip(x, radius, width - 1 - radius)), int(np.clip(y, radius, height - 1 - radius))
+        patches.append(picture[y - radius : y + radius + 1, x - radius : x + radius + 1].reshape(-1, 3))
+    return np.concatenate(patches).astype(np.float32)
+
+
+def luminance(colour: np.ndarray) -> np.ndarray:
+    """BT.601 luma of BGR colours (..., 3)."""
+    return colour @ np.array([0.114, 0.587, 0.299], np.float32)
+
+
+def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
+    """The palette of a face (H, W, 3) uint8 BGR with (478, 2+) landmarks in its pixels."""
+    points = landmarks[:, :2]
+    eye_distance = float(np.linalg.norm(points[RIGHT_EYE] - points[LEFT_EYE]))
+    radius = max(1, round(eye_distance * 0.02))
+    skin = np.median(_patch(picture, points[list(CHEEKS)], radius), axis=0)
+    lip = np.median(_patch(picture, points[list(LIP_REDS)], radius), axis=0)
+    whites = [
+        np.percentile(luminance(_patch(picture, points[list(eye)], radius)), 85) for eye in EYE_WHITES
+    ]
+    light = float(luminance(skin))
+    level = float(np.clip(0.50 * light + 0.50 * max(whites), 45, 215))
+    tint = skin / max(light, 1)
+    tooth = level * (0.70 + 0.30 * tint)
+    tongue = 0.45 * lip + 0.55 * level * np.array([0.50, 0.46, 0.80], np.float32)
+    cavity = level * np.array([0.085, 0.075, 0.16], np.float32)
+    return Palette(tooth, tongue * 0.78, lip, cavity, _flatness(picture, points, radius))
+
+
+def _flatness(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
+    grain = []
+    for x, y in np.round(points[list(CHEEKS)]).astype(int):
+        patch = luminance(picture[max(y - 2 * radius, 0) : y + 2 * radius, max(x - 2 * radius, 0) : x + 2 * radius])
+        if min(patch.shape) >= 3:
+            second = patch[1:-1, 1:-1] * 4 - patch[:-2, 1:-1] - patch[2:, 1:-1] - patch[1:-1, :-2] - patch[1:-1, 2:]
+            grain.append(float(np.abs(second).mean()))
+    return float(np.clip((2.2 - np.median(grain)) / 1.4, 0, 1)) if grain else 0.0
+
+
+def _soft(distance: np.ndarray, pixel: float) -> np.ndarray:
+    return np.clip(distance / pixel + 0.5, 0, 1)
+
+
+def _row(
+    right: np.ndarray,
+    down: np.ndarray,
+    borders: tuple[float, ...],
+    pixel: float,
+    flatness: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Alpha and shade of a row of teeth hanging from above; `down` is 0 at the edge, negative above."""
+    side = np.abs(right)
+    arch = 0.10 * side**2 * 4
+    limits = np.array(borders)
+    tooth = np.clip(np.searchsorted(limits, side.ravel(), side="right") - 1, 0, len(limits) - 2)
+    tooth = tooth.reshape(side.shape)
+    middle = (limits[tooth] + limits[tooth + 1]) / 2
+    half = (limits[tooth + 1] - limits[tooth]) / 2
+    across = np.abs(side - middle) / half
+    rounding = 0.010 * across**4 * (1 - 0.7 * flatness) + 0.004 * np.isin(tooth, (1, 3))
+    edge = -(down + arch + rounding)
+    alpha = _soft(edge, pixel) * _soft(limits[-1] - side, 0.02)
+    seam = np.exp(-(((1 - across) * half) / max(0.0035, 0.5 * pixel)) ** 2)
+    gap = 0.30 * (1 - flatness) * seam * min(1.0, 0.004 / pixel + 0.35)
+    lateral = 1 - 0.62 * np.clip(side / limits[-1], 0, 1) ** 2.2
+    bulge = 1 - 0.10 * (1 - flatness) * across**2
+    rim = 1 - 0.12 * (1 - flatness) * np.exp(-((edge / 0.008) ** 2))
+    return alpha, lateral * bulge * rim * (1 - gap)
+
+
+def _layer(colour: np.ndarray, shade: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    layer = np.empty((*alpha.shape, 4), np.float32)
+    layer[..., :3] = colour * (shade * alpha)[..., None]
+    layer[..., 3] = alpha
+    return layer
+
+
+def _own_teeth(
+    picture: np.ndarray, distances: np.ndarray, palette: Palette, pixel: float
+) -> np.ndarray:
+    """Alpha of the teeth that the picture shows between its lips."""
+    import cv2
+
+    inside = np.clip(-distances.max(axis=-1) / pixel - 0.5, 0, 1)
+    bright = luminance(picture.astype(np.float32))
+    threshold = max(0.62 * float(luminance(palette.tooth)), float(luminance(palette.lip)) * 1.08)
+    spread = picture.max(axis=-1).astype(np.float32) - picture.min(axis=-1)
+    pale = np.clip((0.42 - spread / np.maximum(picture.max(axis=-1), 1)) / 0.1, 0, 1)
+    alpha = inside * pale * np.clip((bright - threshold) / (0.2 * threshold) + 0.5, 0, 1)
+    return cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), 0.7) * np.clip(inside * 2, 0, 1)
+
+
+def paint_layers(
+    picture: np.ndarray, head: np.ndarray, distances: np.ndarray, lips: Lips, palette: Palette, pixel: float
+) -> Layers:
+    """The layers over a rectangle around the mouth, everything where it is with the mouth shut.
+
+    Args:
+        picture: (h, w, 3) uint8 BGR, the rectangle's own pixels.
+        head: (h, w, 2) float32, its pixels in the head's frame.
+        distances: (h, w, 2) float32, of its pixels from the inner lip edges.
+        pixel: eye distances per pixel.
+    """
+    right, down = head[..., 0], head[..., 1]
+    seam = float(np.interp(0, lips.grid, (1 - UPPER_SHARE) * lips.upper + UPPER_SHARE * lips.lower))
+    size = lips.scale
+    own = _own_teeth(picture, distances, palette, pixel)
+    edge, tooth = seam + UPPER_EDGE * size, palette.tooth
+    if own.sum() * pixel * pixel > 0.002:
+        edge = max(edge, float(np.percentile(down[own > 0.5], 97)) if (own > 0.5).any() else edge)
+        tooth = np.average(picture.reshape(-1, 3), axis=0, weights=own.ravel()).astype(np.float32)
+    else:
+        own = np.zeros_like(own)
+    alpha, shade = _row(right / size, (down - edge) / size, UPPER_TEETH, pixel / size, palette.flatness)
+    upper = _layer(tooth, shade, alpha)
+    upper = _over(np.dstack([picture * own[..., None], own]).astype(np.float32), upper)
+    alpha, shade = _row(
+        right / size, (seam + LOWER_EDGE * size - down) / size, LOWER_TEETH, pixel / size, palette.flatness
+    )
+    lower = _layer(tooth * 0.86, shade, alpha)
+    return Layers(upper, lower, _tongue(right / size, (down - seam) / size, palette, pixel / size))
+
+
+def _tongue(right: np.ndarray, down: np.ndarray, palette: Palette, pixel: float) -> np.ndarray:
+    height = (down - TONGUE_TOP) / 0.12
+    side = right / 0.20
+    distance = 1 - np.sqrt(side**2 + np.minimum(height - 1, 0) ** 2)
+    alpha = _soft(distance * 0.12, max(pixel, 0.012))
+    round_ = np.sqrt(np.clip(distance * 2.2, 0, 1))
+    groove = 1 - 0.12 * (1 - palette.flatness) * np.exp(-((right / 0.02) ** 2))
+    return _layer(palette.tongue, (0.55 + 0.45 * round_) * groove, alpha)
+
+
+def _over(front: np.ndarray, back: np.ndarray) -> np.ndarray:
+    return front + back * (1 - front[..., 3:])
+
+
+def _shifted(layer: np.ndarray, window: tuple[slice, slice], shift: np.ndarray) -> np.ndarray:
+    import cv2
+
+    rows, columns = window
+    matrix = np.array([[1, 0, columns.start - shift[0]], [0, 1, rows.start - shift[1]]], np.float64)
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    return cv2.warpAffine(layer, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+def paint(
+    layers: Layers,
+    palette: Palette,
+    window: tuple[slice, slice],
+    distances: np.ndarray,
+    jaw_shift: np.ndarray,
+    tongue_shift: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The open mouth's inside over a window of the layers' rectangle.
+
+    Args:
+        window: (rows, columns) inside the layers' rectangle.
+        distances: (h, w, 2) float32 from the moved lips' inner edges into each sheet, eye distances.
+        jaw_shift, tongue_shift: (2,) pixels by which lower teeth and tongue have moved.
+
+    Returns:
+        (h, w, 3) float32 BGR, and (h, w) the upper teeth's alpha.
+    """
+    below_upper, above_lower = -distances[..., 0], -distances[..., 1]
+    lift = np.exp(-np.maximum(above_lower, 0) / 0.05)
+    picture = palette.cavity * (0.55 + 0.75 * lift)[..., None]
+    for layer, shift in ((layers.tongue, tongue_shift), (layers.lower_teeth, jaw_shift)):
+        moved = _shifted(layer, window, shift)
+        picture = moved[..., :3] * _depth_shade(below_upper, 0.10)[..., None] + picture * (1 - moved[..., 3:])
+    upper = layers.upper_teeth[window]
+    shade = _depth_shade(below_upper, 0.045)[..., None]
+    picture = upper[..., :3] * shade + picture * (1 - upper[..., 3:])
+    rim = 0.75 * np.exp(-((np.maximum(above_lower, 0) / 0.012) ** 2))
+    picture += (palette.lip * 0.62 - picture) * rim[..., None]
+    return picture, upper[..., 3]
+
+
+def _depth_shade(below_upper: np.ndarray, reach: float) -> np.ndarray:
+    x = np.clip(below_upper / reach, 0, 1)
+    return 0.50 + 0.50 * x * (2 - x)
+
+
+def mouth_extent(landmarks: np.ndarray) -> np.ndarray:
+    """(2, 2) smallest and largest pixel coordinates of the inner lips."""
+    points = landmarks[[*INNER_UPPER, *INNER_LOWER], :2]
+    return np.stack([points.min(axis=0), points.max(axis=0)])

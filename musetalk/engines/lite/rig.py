@@ -1,0 +1,285 @@
+"""The rig: how each parameter moves the lower face, in the head's own frame.
+
+A face has two sheets, one hanging on the upper lip and the skull, one on the lower lip and the jaw.
+Both are smooth everywhere and agree beyond the mouth's corners, so lips part along a line instead of
+tearing a mesh. Every movement is a displacement field per sheet, linear in its coefficient; the
+coefficients are the ten public parameters plus the few products that speech needs (pressed lips undo
+what opens them). Lengths are in eye distances (mesh points 33-263).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from musetalk.engines.lite.parameters import (
+    CHIN_GAIN,
+    OPENING_GAIN,
+    PARAMETER_INDEX,
+    PUCKER_WIDTH_LOSS,
+    WIDTH_GAIN,
+)
+
+INNER_UPPER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)  # left to right of the picture
+INNER_LOWER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+OUTER_UPPER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
+OUTER_LOWER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
+LEFT_EYE, RIGHT_EYE, FOREHEAD, CHIN, NOSE_BASE = 33, 263, 10, 152, 2
+
+COEFFICIENTS = (
+    "close",
+    "jaw_lips",
+    "jaw_chin",
+    "lip_open",
+    "upper_lip_raise",
+    "lower_lip_drop",
+    "lip_width",
+    "pucker",
+    "lip_press",
+    "lip_tuck",
+    "smile",
+)
+LIP_REACH = 0.62  # eye distances, half the span of the lip tables
+LIP_SAMPLES = 249
+UPPER_SHARE = 0.45  # of an open portrait's gap that the upper lip closes
+CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
+UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
+PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
+USUAL_MOUTH = 0.52  # eye distances, outer width of a resting mouth
+
+
+class HeadFrame(NamedTuple):
+    """The head's axes in the picture.
+
+    Attributes:
+        origin: (2,) pixels, between the lips.
+        axes: (2, 2) columns are the head's right and down, pixels per eye distance, foreshortened.
+        forward: (2,) pixels that one eye distance towards the viewer's side of the head shifts.
+        eye_distance: pixels, not foreshortened.
+    """
+
+    origin: np.ndarray
+    axes: np.ndarray
+    forward: np.ndarray
+    eye_distance: float
+
+    def to_head(self, points: np.ndarray) -> np.ndarray:
+        """Pixels (..., 2) as (right, down) in eye distances."""
+        return (points - self.origin) @ np.linalg.inv(self.axes).T
+
+    def to_pixels(self, points: np.ndarray) -> np.ndarray:
+        """(right, down) in eye distances (..., 2) as pixels."""
+        return points @ self.axes.T + self.origin
+
+
+class Lips(NamedTuple):
+    """The lips of one frame in the head's frame, eye distances.
+
+    Attributes:
+        grid: (LIP_SAMPLES,) right coordinates of the tables.
+        upper, lower: (LIP_SAMPLES,) down coordinates of the inner lip edges.
+        left, right: right coordinates of the corners, left < 0 < right.
+        upper_thickness, lower_thickness: of the red part, at the middle.
+        nose, chin: down coordinates of the nose's base (< 0) and of the chin.
+        scale: opening of this mouth in units of a usual one's.
+    """
+
+    grid: np.ndarray
+    upper: np.ndarray
+    lower: np.ndarray
+    left: float
+    right: float
+    upper_thickness: float
+    lower_thickness: float
+    nose: float
+    chin: float
+    scale: float
+
+
+def head_frame(landmarks: np.ndarray) -> HeadFrame:
+    """The head's frame from (478, 3) landmarks in pixels."""
+    points = landmarks.astype(np.float64)
+    right = points[RIGHT_EYE] - points[LEFT_EYE]
+    eye_distance = float(np.linalg.norm(right))
+    right /= eye_distance
+    down = points[CHIN] - points[FOREHEAD]
+    down -= right * (down @ right)
+    down /= np.linalg.norm(down)
+    forward = np.cross(right, down)
+    axes = np.stack([right[:2], down[:2]], axis=1) * eye_distance
+    inner = points[[*INNER_UPPER[1:-1], *INNER_LOWER[1:-1]], :2]
+    origin = (inner.mean(axis=0) + points[[78, 308], :2].mean(axis=0)) / 2
+    toward_viewer = -np.sign(forward[2]) * forward[:2] * eye_distance
+    return HeadFrame(origin, axes, toward_viewer, eye_distance)
+
+
+def _lip_table(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    order = np.argsort(points[:, 0], kind="stable")
+    table = np.interp(grid, points[order, 0], points[order, 1])
+    kernel = np.exp(-0.5 * (np.arange(-6, 7) / 2.2) ** 2)
+    padded = np.pad(table, 6, mode="edge")
+    return np.convolve(padded, kernel / kernel.sum(), mode="valid")
+
+
+def measure_lips(frame: HeadFrame, landmarks: np.ndarray) -> Lips:
+    """The lips' shape from (478, 3) landmarks in pixels."""
+    head = frame.to_head(landmarks[:, :2].astype(np.float64))
+    grid = np.linspace(-LIP_REACH, LIP_REACH, LIP_SAMPLES)
+    upper = _lip_table(head[list(INNER_UPPER)], grid)
+    lower = _lip_table(head[list(INNER_LOWER)], grid)
+    middle = (upper + lower) / 2
+    width = float(np.linalg.norm(head[291] - head[61]))
+    return Lips(
+        grid=grid,
+        upper=np.minimum(upper, middle),
+        lower=np.maximum(lower, middle),
+        left=float(min(head[78, 0], -0.05)),
+        right=float(max(head[308, 0], 0.05)),
+        upper_thickness=float(max(head[13, 1] - head[0, 1], 0.02)),
+        lower_thickness=float(max(head[17, 1] - head[14, 1], 0.03)),
+        nose=float(min(head[NOSE_BASE, 1], -0.08)),
+        chin=float(max(head[CHIN, 1], 0.25)),
+        scale=float(np.clip(width / USUAL_MOUTH, 0.78, 1.05)),
+    )
+
+
+def coefficients(parameters: np.ndarray) -> np.ndarray:
+    """Field coefficients (B, len(COEFFICIENTS)) float32 of rig parameters (B, 10).
+
+    Pressed lips undo what parts them, while the jaw may stay down behind them; tucked lips hold the
+    lower lip at the upper teeth.
+    """
+    value = {name: parameters[:, i].astype(np.float32) for name, i in PARAMETER_INDEX.items()}
+    apart = 1 - value["lip_press"]
+    untucked = 1 - value["lip_tuck"]
+    parts = {
+        "close": np.ones(len(parameters), np.float32),
+        "jaw_lips": value["jaw_open"] * apart * (0.15 + 0.85 * untucked),
+        "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (0.5 + 0.5 * untucked),
+        "lip_open": value["lip_open"] * apart * untucked,
+        "upper_lip_raise": value["upper_lip_raise"] * apart,
+        "lower_lip_drop": value["lower_lip_drop"] * apart * untucked,
+    }
+    return np.stack([parts.get(name, value.get(name)) for name in COEFFICIENTS], axis=1)
+
+
+class _Place(NamedTuple):
+    """Where points lie on one sheet, eye distances unless said otherwise."""
+
+    along: np.ndarray  # -1 at the left corner, 1 at the right, cut there; no unit
+    arch: np.ndarray  # 1 at the middle of the mouth, 0 at and beyond the corners
+    beside: np.ndarray  # 1 up to the corners, fading beyond
+    depth: np.ndarray  # from the sheet's lip edge into the sheet, not below 0
+    gap: np.ndarray  # the portrait's own opening
+
+
+def _place(lips: Lips, points: np.ndarray, upper: bool) -> _Place:
+    right, down = points[..., 0], points[..., 1]
+    middle = (lips.left + lips.right) / 2
+    half = np.where(right < middle, middle - lips.left, lips.right - middle)
+    along = (right - middle) / half
+    beyond = np.maximum(np.abs(along) - 1, 0) * half
+    along = np.clip(along, -1, 1)
+    top = np.interp(right, lips.grid, lips.upper)
+    bottom = np.interp(right, lips.grid, lips.lower)
+    depth = top - down if upper else down - bottom
+    arch = 1 - np.abs(along) ** 2.4
+    return _Place(along, arch, np.exp(-((beyond / 0.24) ** 2)), np.maximum(depth, 0), bottom - top)
+
+
+def _fade(depth: np.ndarray, reach: float) -> np.ndarray:
+    return np.exp(-((depth / reach) ** 2))
+
+
+def _smoothstep(x: np.ndarray) -> np.ndarray:
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _sideways(place: _Place) -> dict[str, np.ndarray]:
+    """Movements to the head's right, the same on both sheets."""
+    corner = place.along * place.beside
+    near, wide = _fade(place.depth, 0.22), _fade(place.depth, 0.32)
+    return {
+        "jaw_lips": -0.020 * corner * wide,
+        "lip_width": WIDTH_GAIN / 2 * corner * near,
+        "pucker": -PUCKER_WIDTH_LOSS / 2 * corner * near,
+        "smile": 0.025 * corner * wide,
+    }
+
+
+def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
+    arch, depth = place.arch, place.depth
+    philtrum = float(np.interp(0, lips.grid, lips.upper)) - lips.nose
+    lip, cheek = _fade(depth, 0.6 * philtrum), _fade(depth, 0.36)
+    corner = (1 - arch) * place.beside
+    thickness = lips.upper_thickness
+    jaw = OPENING_GAIN["jaw_open"] * lips.scale
+    return {
+        "close": UPPER_SHARE * place.gap * lip,
+        "jaw_lips": jaw * (CORNER_SHARE * corner * cheek - UPPER_LIFT * arch * lip),
+        "lip_open": -0.4 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
+        "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
+        "lip_width": 0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
+        "pucker": -0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
+        "lip_press": 0.013 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
+        "lip_tuck": -0.018 * arch * lip,
+        "smile": -0.05 * place.along**2 * place.beside * cheek,
+    }
+
+
+def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.ndarray]:
+    arch, depth = place.arch, place.depth
+    height = lips.chin - float(np.interp(0, lips.grid, lips.lower))
+    lip, skin = _fade(depth, 0.45 * height), _smoothstep(depth / (0.6 * height))
+    neck = _fade(np.maximum(points[..., 1] - lips.chin, 0), 0.3)
+    corner = (1 - arch) * place.beside
+    thickness = lips.lower_thickness
+    jaw = OPENING_GAIN["jaw_open"] * lips.scale
+    return {
+        "close": -(1 - UPPER_SHARE) * place.gap * lip,
+        "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
+        "jaw_chin": CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
+        "lip_open": 0.6 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
+        "lower_lip_drop": OPENING_GAIN["lower_lip_drop"] * lips.scale * arch * lip,
+        "lip_width": -0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
+        "pucker": 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
+        "lip_press": -0.015 * (1 - place.along**4) * _fade(depth, 1.1 * thickness),
+        "lip_tuck": -0.012 * arch * _fade(depth, 0.9 * thickness),
+        "smile": -0.05 * place.along**2 * place.beside * _fade(depth, 0.3),
+    }
+
+
+def movement_fields(frame: HeadFrame, lips: Lips, points: np.ndarray) -> np.ndarray:
+    """Displacement in pixels per unit coefficient, of points (..., 2) in the head's frame.
+
+    Returns (2, len(COEFFICIENTS), ..., 2) float32: upper sheet, lower sheet.
+    """
+    fields = np.zeros((2, len(COEFFICIENTS), *points.shape[:-1], 2), np.float32)
+    for sheet, upper in enumerate((True, False)):
+        place = _place(lips, points, upper)
+        down = _upper_down(lips, place) if upper else _lower_down(lips, place, points)
+        for name, field in down.items():
+            fields[sheet, COEFFICIENTS.index(name), ..., 1] = field
+        for name, field in _sideways(place).items():
+            fields[sheet, COEFFICIENTS.index(name), ..., 0] = field
+    fields = (fields @ frame.axes.T).astype(np.float32)
+    near = PROTRUSION * place.beside * np.exp(-((points[..., 1] / 0.2) ** 2))
+    fields[:, COEFFICIENTS.index("pucker")] += near[..., None] * frame.forward
+    return fields
+
+
+def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
+    """Distance of points (..., 2) from the inner lip edges into each sheet, (..., 2) float32.
+
+    Eye distances; positive on the sheet, negative in the mouth and beyond it.
+    """
+    right, down = points[..., 0], points[..., 1]
+    distances = np.empty(points.shape, np.float32)
+    step = lips.grid[1] - lips.grid[0]
+    for sheet, (table, sign) in enumerate(((lips.upper, -1), (lips.lower, 1))):
+        steepness = np.sqrt(1 + np.gradient(table, step) ** 2)
+        edge = np.interp(right, lips.grid, table)
+        distances[..., sheet] = sign * (down - edge) / np.interp(right, lips.grid, steepness)
+    return distances
