@@ -87,11 +87,13 @@ class OutputError(MuseTalkError, OSError):
     exit_code = 7
 
 
-class InterruptedRun(MuseTalkError):
-    """Ctrl-C or a termination signal ended the run."""
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C or a termination signal ended the run; outside the tree, so that nothing swallows it.
 
-    error_code = "interrupted"
+    Attributes:
+        exit_code: 128 + the signal's number.
+    """
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("interrupted 已中断", "run the command again 请重新运行")
+        super().__init__("interrupted 已中断")
         self.exit_code = exit_code

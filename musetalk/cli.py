@@ -1,0 +1,369 @@
+"""The three commands: flags in, one JSON object on stdout, everything else on stderr.
+
+The decision a reader would question: while a command runs, the process's stdout descriptor points at
+stderr, so that no library, not even a native one, can print into the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, get_args
+
+from musetalk.config import (
+    Defaults,
+    EncodingConfig,
+    EngineConfig,
+    EngineRequest,
+    FaceDetectorRequest,
+    FaceParserRequest,
+    ModelPaths,
+    PreprocessingConfig,
+    RuntimeRequest,
+    Switch,
+)
+from musetalk.errors import CacheMissingError, InterruptedRun, MuseTalkError, UsageError
+from musetalk.service import IntegratedMuseTalkService
+from musetalk.store import check_template_id
+
+Answer = dict[str, Any]
+Command = Callable[[argparse.Namespace], tuple[Answer, int]]
+
+log = logging.getLogger("musetalk")
+
+TEMPLATE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".mp4")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints become the documented failure."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}", f"see python {self.prog} --help")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("common")
+    group.add_argument("--template_id", help="the template's name 模板ID")
+    group.add_argument(
+        "--cache_dir", default=Defaults.cache_dir, help="template caches (default %(default)s)"
+    )
+    group.add_argument(
+        "--device", default=EngineConfig.device, help="auto, cpu, cuda:0 (default %(default)s)"
+    )
+    group.add_argument("--strict_device", action="store_true", help="a missing device is an error")
+    group.add_argument(
+        "--batch_size", type=int, default=EngineConfig.batch_size, help="(default %(default)s)"
+    )
+    group.add_argument(
+        "--fp16", action="store_true", default=EngineConfig.fp16, help="half precision (default)"
+    )
+    group.add_argument("--no_fp16", dest="fp16", action="store_false", help="single precision")
+    group.add_argument("--engine", default=EngineConfig.engine, choices=get_args(EngineRequest))
+    group.add_argument("--verbose", action="store_true", help="stage timings and every decision taken")
+
+
+def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    defaults = PreprocessingConfig
+    group = parser.add_argument_group("preprocess 预处理")
+    group.add_argument("--template_image_path", "--template_image", help="image, video or folder of images")
+    group.add_argument(
+        "--bbox_shift", type=int, default=defaults.bbox_shift, help="moves the face box, pixels"
+    )
+    group.add_argument("--parsing_mode", default=defaults.parsing_mode, help="jaw, neck or raw")
+    group.add_argument("--force_refresh", action="store_true", help="make the cache again")
+    group.add_argument(
+        "--extra_margin", type=int, default=defaults.extra_margin, help="pixels below the chin"
+    )
+    group.add_argument("--left_cheek_width", type=int, default=defaults.left_cheek_width)
+    group.add_argument("--right_cheek_width", type=int, default=defaults.right_cheek_width)
+    group.add_argument(
+        "--face_detector", default=defaults.face_detector, choices=get_args(FaceDetectorRequest)
+    )
+    group.add_argument("--face_parser", default=defaults.face_parser, choices=get_args(FaceParserRequest))
+    group.add_argument("--idle_motion", action="store_true", help="blinks and sway for a single image")
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inference 推理")
+    group.add_argument("--audio_path", help="any file with sound 音频文件")
+    group.add_argument("--output_path", help=f"the video (default {Defaults.output_path})")
+    group.add_argument("--fps", default=str(Defaults.fps), help="frames per second (default %(default)s)")
+    group.add_argument("--frames_dir", help="also write each frame there as PNG")
+    group.add_argument(
+        "--encoder", default=EncodingConfig.encoder, help="video encoder (default %(default)s)"
+    )
+    group.add_argument("--preset", default=EncodingConfig.preset, help="encoder preset (default %(default)s)")
+    group.add_argument(
+        "--crf", type=int, default=EncodingConfig.crf, help="quality, 0 best (default %(default)s)"
+    )
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models 模型")
+    group.add_argument("--version", default=ModelPaths.version, help="v1 or v15 (default %(default)s)")
+    group.add_argument("--unet_config", type=Path)
+    group.add_argument("--unet_model_path", type=Path)
+    group.add_argument("--vae_type", default=ModelPaths.vae_type, help="a name under models/ or a folder")
+    group.add_argument("--whisper_dir", type=Path)
+    group.add_argument("--runtime", default=EngineConfig.runtime, choices=get_args(RuntimeRequest))
+    group.add_argument("--vae_region", default=EngineConfig.vae_region, choices=get_args(Switch))
+    group.add_argument("--compile", action="store_true", help="compile the networks (CUDA)")
+
+
+def _parser(program: str, description: str) -> _Parser:
+    parser = _Parser(prog=program, description=description, allow_abbrev=False)
+    for add in (_add_common, _add_preprocessing, _add_inference, _add_models):
+        add(parser)
+    return parser
+
+
+def _service(arguments: argparse.Namespace) -> IntegratedMuseTalkService:
+    models = ModelPaths(
+        arguments.version,
+        arguments.unet_config,
+        arguments.unet_model_path,
+        arguments.vae_type,
+        arguments.whisper_dir,
+    )
+    config = EngineConfig(
+        engine=arguments.engine,
+        device=arguments.device,
+        strict_device=arguments.strict_device,
+        fp16=arguments.fp16,
+        batch_size=arguments.batch_size,
+        runtime=arguments.runtime,
+        vae_region=arguments.vae_region,
+        compile=arguments.compile,
+        models=models,
+    )
+    settings = PreprocessingConfig(
+        bbox_shift=arguments.bbox_shift,
+        parsing_mode=arguments.parsing_mode,
+        extra_margin=arguments.extra_margin,
+        left_cheek_width=arguments.left_cheek_width,
+        right_cheek_width=arguments.right_cheek_width,
+        face_detector=arguments.face_detector,
+        face_parser=arguments.face_parser,
+        idle_motion=arguments.idle_motion,
+    )
+    encoding = EncodingConfig(arguments.encoder, arguments.preset, arguments.crf)
+    return IntegratedMuseTalkService(arguments.cache_dir, config=config, encoding=encoding, settings=settings)
+
+
+def _require(arguments: argparse.Namespace, *names: str) -> None:
+    missing = [f"--{name}" for name in names if not getattr(arguments, name)]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} missing 缺少参数", "see --help")
+
+
+def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
+    """Makes a template cache, and a copy of it where `--output_state` says."""
+    _require(arguments, "template_id", "template_image_path")
+    service = _service(arguments)
+    answer = service.preprocess_template(
+        arguments.template_id, arguments.template_image_path, force_refresh=arguments.force_refresh
+    )
+    if getattr(arguments, "output_state", None):
+        service.store.export(arguments.template_id, Path(arguments.output_state))
+    return dict(answer), 0
+
+
+def _preprocess_if_missing(service: IntegratedMuseTalkService, template_id: str, folder: Path) -> None:
+    try:
+        service.store.read_metadata(template_id)
+    except CacheMissingError:
+        sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
+        source = next((path for path in sources if path.is_file()), None)
+        if source is None:
+            raise
+        log.warning("no cache for %s yet, preprocessing %s 首次使用，先预处理", template_id, source)
+        service.preprocess_template(template_id, source)
+
+
+def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
+    """Renders speech onto a template; preprocesses first when `--template_dir` has its picture."""
+    _require(arguments, "template_id", "audio_path")
+    service = _service(arguments)
+    check_template_id(arguments.template_id)
+    if getattr(arguments, "template_dir", None):
+        _preprocess_if_missing(service, arguments.template_id, Path(arguments.template_dir))
+    output = arguments.output_path or Defaults.output_path.format(template_id=arguments.template_id)
+    if getattr(arguments, "benchmark", False):
+        from musetalk.benchmark import benchmark_request
+
+        return benchmark_request(service, arguments.template_id, arguments.audio_path, output, arguments), 0
+    answer = service.realtime_inference(
+        arguments.template_id, arguments.audio_path, output, arguments.fps, arguments.frames_dir
+    )
+    return dict(answer), 0
+
+
+def check_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
+    """Checks one template, or lists all of them when no `--template_id` is given."""
+    service = _service(arguments)
+    if arguments.template_id:
+        answer = dict(service.check_template_cache(arguments.template_id))
+        if not answer["valid"]:
+            answer.update(
+                error_code="cache_invalid" if answer["exists"] else "cache_missing", error=answer["message"]
+            )
+            _say(answer["message"], answer.get("hint", ""))
+        return answer, 0 if answer["valid"] else 6
+    templates = service.list_template_caches()
+    for line in _table(templates):
+        _say(line)
+    return {
+        "success": True,
+        "cache_dir": str(service.store.cache_dir),
+        "templates": templates,
+        "message": f"{len(templates)} templates in {service.store.cache_dir}",
+    }, 0
+
+
+def _table(templates: Sequence[Any]) -> list[str]:
+    rows = [("template 模板", "engine", "frames", "size", "MB", "state")]
+    for answer in templates:
+        metadata = answer["metadata"] or {}
+        size = "x".join(str(side) for side in metadata.get("frame_size", [])) or "-"
+        rows.append(
+            (
+                answer["template_id"],
+                str(metadata.get("engine", "-")),
+                str(metadata.get("frame_count", "-")),
+                size,
+                f"{answer['cache_size_mb']:.1f}",
+                "valid" if answer["valid"] else answer["message"],
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def info_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
+    """Describes the service."""
+    return _service(arguments).get_service_info(), 0
+
+
+def preprocessing_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command line of enhanced_musetalk_preprocessing.py."""
+    parser = _parser("enhanced_musetalk_preprocessing.py", "Make a template cache 预处理模板")
+    parser.add_argument("--output_state", help="also write a copy of the .pkl here")
+    return preprocess_command, parser.parse_args(argv)
+
+
+def inference_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command line of ultra_fast_realtime_inference.py."""
+    parser = _parser("ultra_fast_realtime_inference.py", "Render speech onto a template 生成视频")
+    parser.add_argument("--template_dir", help="preprocess TEMPLATE_DIR/TEMPLATE_ID.jpg|png|… when needed")
+    parser.add_argument("--benchmark", action="store_true", help="measure instead of rendering once")
+    parser.add_argument("--benchmark_runs", type=int, default=Defaults.benchmark_runs)
+    return inference_command, parser.parse_args(argv)
+
+
+def service_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command line of integrated_musetalk_service.py."""
+    parser = _parser("integrated_musetalk_service.py", "Enhanced MuseTalk: portrait + speech → video")
+    commands = {
+        "preprocess": preprocess_command,
+        "inference": inference_command,
+        "check_cache": check_command,
+        "service_info": info_command,
+    }
+    group = parser.add_mutually_exclusive_group(required=True)
+    for name, command in commands.items():
+        group.add_argument(
+            f"--{name}", action="store_const", const=command, dest="command", help=command.__doc__
+        )
+    arguments = parser.parse_args(argv)
+    return arguments.command, arguments
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        if line:
+            sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _failure(
+    error: MuseTalkError | None, code: str, message: str, hint: str, template_id: str | None
+) -> Answer:
+    return {
+        "success": False,
+        "error_code": code,
+        "error": str(error) if error else message,
+        "message": message,
+        "hint": hint,
+        "template_id": template_id,
+    }
+
+
+def execute(
+    main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]], argv: Sequence[str]
+) -> tuple[Answer, int]:
+    """Runs one command line; every failure becomes its documented answer and exit code."""
+    template_id = None
+    try:
+        command, arguments = main(argv)
+        template_id = arguments.template_id
+        _configure_logging(arguments.verbose)
+        return command(arguments)
+    except InterruptedRun as e:
+        message, hint = "interrupted 已中断", "run the command again 请重新运行"
+        _say(message)
+        return _failure(None, "interrupted", message, hint, template_id), e.exit_code
+    except MuseTalkError as e:
+        log.debug("raised here", exc_info=True)
+        _say(e.message, e.hint)
+        return _failure(e, e.error_code, e.message, e.hint, template_id), e.exit_code
+    except Exception as e:  # noqa: BLE001 - the last line of defence: a defect becomes an answer too
+        _say(traceback.format_exc())
+        message = f"internal error 内部错误: {type(e).__name__}: {e}"
+        hint = "please report this with the lines above 请附上以上日志反馈"
+        _say(message, hint)
+        return _failure(None, "internal", message, hint, template_id), 1
+
+
+def _configure_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    raise InterruptedRun(128 + (number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM))
+
+
+def run(main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]]) -> NoReturn:
+    """Runs a script's command line and ends the process: JSON on stdout, the rest on stderr."""
+    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    with os.fdopen(os.dup(1), "wb") as stdout:
+        os.dup2(2, 1)
+        for name in SIGNALS:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _interrupt)
+        if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+            os.dup2(stdout.fileno(), 1)
+        answer, code = execute(main, sys.argv[1:])
+        stdout.write(
+            json.dumps(answer, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace") + b"\n"
+        )
+    sys.stderr.flush()
+    # Threads inside native calls must not hold back the exit; everything of ours is closed by now.
+    os._exit(code)

@@ -1,0 +1,186 @@
+"""Reading a template's pickle without trusting it: containers, numbers, numpy arrays, legacy tensors.
+
+The decision a reader would question: pickle's own opcodes may call whatever `find_class` returns and set
+state on it, so numpy's constructors are never handed out. Each allowed name becomes a small sealed object
+that takes plain values and builds a plain numeric array, and nothing else can be called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from musetalk.errors import CacheError
+
+_NUMERIC_KINDS = "biuf"
+_NUMPY_MODULES = (
+    "numpy",
+    "numpy.core.multiarray",
+    "numpy._core.multiarray",
+    "numpy.core.numeric",
+    "numpy._core.numeric",
+)
+
+
+class _Sealed:
+    """Something a pickle may call, but not change, subclass or look into."""
+
+    __slots__ = ("_build",)
+
+    def __init__(self, build: Callable[..., Any]) -> None:
+        self._build = build
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._build(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("state for a constructor")
+
+
+class _PlainDtype:
+    """A numeric dtype whose state may set its byte order only."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str) -> None:
+        dtype = np.dtype(str(name))
+        if dtype.kind not in _NUMERIC_KINDS:
+            raise pickle.UnpicklingError(f"dtype {name!r}")
+        self.dtype = dtype
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1]
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("dtype state")
+        if order != "|":
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _PlainArray(np.ndarray):
+    """An array whose pickled state is checked before numpy sees it."""
+
+    def __setstate__(self, state: Any) -> None:
+        _version, shape, dtype, fortran, data = state
+        array = _from_bytes(data, dtype, shape, "F" if fortran else "C")
+        super().__setstate__((1, array.shape, array.dtype, bool(fortran), array.tobytes("A")))
+
+
+def _from_bytes(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if (
+        not isinstance(dtype, _PlainDtype)
+        or not isinstance(data, (bytes, bytearray))
+        or order not in ("C", "F")
+    ):
+        raise pickle.UnpicklingError("array state")
+    sides = tuple(int(side) for side in shape)
+    return np.frombuffer(data, dtype.dtype).reshape(sides, order=order)  # type: ignore[call-overload]
+
+
+def _scalar(dtype: Any, data: Any) -> int | float:
+    return _from_bytes(data, dtype, (1,), "C")[0].item()
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError("text encoding")
+    return str(text).encode("latin1")
+
+
+def _refuse(*_arguments: Any) -> Any:
+    raise pickle.UnpicklingError("an array outside its own pickling")
+
+
+_NUMPY_NAMES: dict[str, Callable[..., Any]] = {
+    "_reconstruct": lambda *_: np.empty(0, np.uint8).view(_PlainArray),
+    "ndarray": _refuse,
+    "dtype": lambda name, *_: _PlainDtype(name),
+    "_frombuffer": _from_bytes,
+    "scalar": _scalar,
+}
+
+
+class _TemplateUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _NUMPY_MODULES and name in _NUMPY_NAMES:
+            return _Sealed(_NUMPY_NAMES[name])
+        if (module, name) == ("_codecs", "encode"):
+            return _Sealed(_encode)
+        if (module, name) == ("builtins", "bytearray"):
+            return _Sealed(bytearray)
+        if module.split(".")[0] == "torch" or (module, name) == ("collections", "OrderedDict"):
+            from musetalk.legacy_tensors import tensor_constructor
+
+            return _Sealed(tensor_constructor(module, name))
+        raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which no template needs")
+
+
+def _plain(value: Any, seen: dict[int, Any]) -> Any:
+    """`value` with plain arrays in place of checked ones; shared objects stay shared."""
+    if isinstance(value, _PlainArray):
+        return seen.setdefault(id(value), value.view(np.ndarray))
+    if isinstance(value, (list, tuple)) and id(value) not in seen:
+        items = [_plain(item, seen) for item in value]
+        seen[id(value)] = tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, dict) and id(value) not in seen:
+        seen[id(value)] = {key: _plain(item, seen) for key, item in value.items()}
+    return seen.get(id(value), value)
+
+
+def _unpickle(stream: IO[bytes]) -> dict[str, Any]:
+    try:
+        data = _TemplateUnpickler(stream).load()
+    except (CacheError, OSError):
+        raise
+    except Exception as e:
+        raise _damaged(stream, str(e) or type(e).__name__) from e
+    if not isinstance(data, dict):
+        raise _damaged(stream, "it holds no dict")
+    return _plain(data, {})
+
+
+def _damaged(stream: IO[bytes], reason: str) -> CacheError:
+    return CacheError(
+        f"❌ 模板缓存已损坏 {Path(stream.name).name} can't be used: {reason}",
+        "💡 请重新运行预处理 (run --preprocess --force_refresh again)",
+    )
+
+
+def _sha256(content: mmap.mmap, result: list[str]) -> None:
+    result.append(hashlib.sha256(content).hexdigest())
+
+
+def load_template_dict(stream: IO[bytes], sha256: str | None) -> dict[str, Any]:
+    """The dict of a template's pickle; its checksum is taken on a second thread meanwhile.
+
+    Args:
+        stream: the open file.
+        sha256: what the metadata says; None for caches of the original system, which have none.
+
+    Raises:
+        CacheError: the file differs from its checksum, is no pickle, or asks for anything but
+            containers, numbers, numpy arrays and tensors.
+    """
+    if sha256 is None:
+        return _unpickle(stream)
+    try:
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as e:
+        raise _damaged(stream, "it is empty") from e
+    digests: list[str] = []
+    hashing = threading.Thread(target=_sha256, args=(content, digests), daemon=True)
+    hashing.start()
+    try:
+        data = _unpickle(stream)
+    finally:
+        hashing.join()
+        content.close()
+    if digests != [sha256]:
+        raise _damaged(stream, "it differs from its checksum")
+    return data

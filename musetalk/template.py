@@ -1,0 +1,161 @@
+"""A preprocessed template: per-frame arrays over one ping-pong cycle, and the dict that is pickled.
+
+The cycle is the N frames forward, then backward, so that a short clip loops without a jump. Repeated
+frames are the same objects, so a frame costs its memory once; `unique` says which positions share one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from musetalk.errors import CacheError
+from musetalk.geometry import NO_FACE, Box
+
+LIST_KEYS = (
+    "frame_list_cycle",
+    "coord_list_cycle",
+    "input_latent_list_cycle",
+    "mask_list_cycle",
+    "mask_coords_list_cycle",
+)
+
+
+def ping_pong(items: Sequence[Any]) -> list[Any]:
+    """`items` forward, then backward."""
+    return [*items, *reversed(items)]
+
+
+def _box(values: Sequence[Any]) -> Box:
+    x1, y1, x2, y2 = (int(value) for value in values)
+    return x1, y1, x2, y2
+
+
+@dataclass(frozen=True)
+class Template:
+    """What inference needs to know of one portrait or clip; all lists cover the cycle.
+
+    Attributes:
+        frames: (H, W, 3) uint8 BGR, all of one size.
+        bboxes: face boxes (x1, y1, x2, y2); `NO_FACE` where a frame shows none.
+        latents: what the engine consumes per frame; None where there is no face.
+        masks: uint8 blend masks of the crop box's size.
+        crop_boxes: (x1, y1, x2, y2) of each mask; may reach outside the frame.
+        original_bbox: the first face's box.
+        processed_at: unix seconds.
+        unique: for each position, the first position that holds the same frame.
+    """
+
+    frames: list[np.ndarray]
+    bboxes: list[Box]
+    latents: list[Any]
+    masks: list[np.ndarray]
+    crop_boxes: list[Box]
+    original_bbox: Box
+    processed_at: float = field(default_factory=time.time)
+    unique: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        first: dict[int, int] = {}
+        object.__setattr__(self, "unique", [first.setdefault(id(f), i) for i, f in enumerate(self.frames)])
+
+    @classmethod
+    def from_frames(
+        cls,
+        frames: Sequence[np.ndarray],
+        bboxes: Sequence[Box],
+        latents: Sequence[Any],
+        masks: Sequence[np.ndarray],
+        crop_boxes: Sequence[Box],
+    ) -> Template:
+        """The ping-pong cycle over N frames in their order."""
+        return cls(
+            frames=ping_pong(frames),
+            bboxes=ping_pong(bboxes),
+            latents=ping_pong(latents),
+            masks=ping_pong(masks),
+            crop_boxes=ping_pong(crop_boxes),
+            original_bbox=next(box for box in bboxes if box != NO_FACE),
+        )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def unique_count(self) -> int:
+        """How many different frames the cycle shows."""
+        return len(set(self.unique))
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        height, width = self.frames[0].shape[:2]
+        return width, height
+
+    def position(self, output_index: int) -> int:
+        """The cycle position that output frame `output_index` shows."""
+        return self.unique[output_index % len(self.frames)]
+
+    def has_face(self, position: int) -> bool:
+        """Whether the frame at a cycle position shows a face."""
+        return self.bboxes[position] != NO_FACE
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented cache dict: plain containers and numpy arrays."""
+        return {
+            "frame_list_cycle": self.frames,
+            "coord_list_cycle": self.bboxes,
+            "input_latent_list_cycle": self.latents,
+            "mask_list_cycle": self.masks,
+            "mask_coords_list_cycle": self.crop_boxes,
+            "original_bbox": self.original_bbox,
+            "processed_at": self.processed_at,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Template:
+        """A template from a cache dict, its lists checked against each other.
+
+        Raises:
+            CacheError: a key is missing, the lists differ in length or hold something else.
+        """
+        try:
+            lists = [data[key] for key in LIST_KEYS]
+            lengths = {len(values) for values in lists}
+            if len(lengths) != 1 or 0 in lengths:
+                raise ValueError(f"list lengths {sorted(lengths)}")
+            frames, bboxes, latents, masks, crop_boxes = lists
+            template = cls(
+                frames=list(frames),
+                bboxes=[_box(box) for box in bboxes],
+                latents=list(latents),
+                masks=list(masks),
+                crop_boxes=[_box(box) for box in crop_boxes],
+                original_bbox=_box(data["original_bbox"]),
+                processed_at=float(data["processed_at"]),
+            )
+            template._check_images()
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
+            raise CacheError(
+                f"the template cache is damaged 模板缓存已损坏: {e}",
+                "run preprocessing again 请重新运行预处理",
+            ) from e
+        return template
+
+    def _check_images(self) -> None:
+        width, height = self.frame_size
+        for position in sorted(set(self.unique)):
+            frame, mask = self.frames[position], self.masks[position]
+            if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
+                raise ValueError(f"frame {position} is {frame.dtype} {frame.shape}")
+            if self.has_face(position):
+                x1, y1, x2, y2 = self.crop_boxes[position]
+                if mask.dtype != np.uint8 or mask.shape != (y2 - y1, x2 - x1):
+                    raise ValueError(f"mask {position} is {mask.dtype} {mask.shape}")
+                x1, y1, x2, y2 = self.bboxes[position]
+                if not (x1 < x2 and y1 < y2):
+                    raise ValueError(f"face box {position} is empty")
