@@ -1,0 +1,168 @@
+"""Any file with sound → mono float32 at 16 kHz, streamed.
+
+ffmpeg decodes at the source's own rate with all its channels; averaging and resampling (soxr HQ)
+happen here. ffmpeg could do both, but its downmix weighs the channels and its resampler differs:
+this way the samples are those of ``librosa.load(path, sr=16000)``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from musetalk.errors import InputError
+from musetalk.media import ffmpeg
+
+SAMPLE_RATE = 16_000  # Hz, what Whisper hears
+MAX_SAMPLE_RATE = 1_000_000  # Hz
+MAX_CHANNELS = 64
+BLOCK_SECONDS = 1
+
+_AU_HEADER = struct.Struct(">4s5I")  # magic, data offset, data size, encoding, sample rate, channels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a sound file says of itself.
+
+    Attributes:
+        sample_rate: Hz.
+        channels: at least 1.
+        duration: seconds as the container states them, None where it doesn't; the truth is known
+            only after decoding.
+    """
+
+    sample_rate: int
+    channels: int
+    duration: float | None
+
+
+def probe_audio(path: Path | str) -> AudioInfo:
+    """Read the header of `path`'s first sound track.
+
+    Raises:
+        InputError: missing, empty, unreadable, without sound.
+    """
+    path = ffmpeg.check_input_file(path, "audio")
+    with ffmpeg.Child(_decode_arguments(path, frames=1), stdout=True, loglevel="info") as child:
+        sample_rate, channels = _read_header(child, path)
+        child.read(1 << 20)
+        child.finish()
+        return AudioInfo(sample_rate, channels, stated_duration(child.log))
+
+
+def stated_duration(log: str) -> float | None:
+    """Seconds of the ``Duration: 00:00:22.00`` that ffmpeg logs for an input, None where it says N/A."""
+    found = re.search(r"Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", log)
+    if found is None:
+        return None
+    hours, minutes, seconds = found.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def read_waveform(path: Path | str) -> Iterator[np.ndarray]:
+    """Decode `path`'s first sound track: float32 (n,) blocks of about a second, mono, 16 kHz.
+
+    All blocks together are ceil(source samples × 16000 / source rate) samples, equal to librosa's.
+    Full scale is [-1, 1]; float files may exceed it, as they do in librosa. Memory doesn't grow with
+    the length.
+
+    Raises:
+        InputError: missing, empty, unreadable, without sound, no samples, NaN or infinite samples.
+    """
+    path = ffmpeg.check_input_file(path, "audio")
+    with ffmpeg.Child(_decode_arguments(path), stdout=True) as child:
+        sample_rate, channels = _read_header(child, path)
+        yield from _resample(_mono_blocks(child, path, sample_rate, channels), sample_rate)
+
+
+def _decode_arguments(path: Path, frames: int | None = None) -> list[str]:
+    import ffmpeg as builder
+
+    options: dict[str, object] = {"format": "au", "acodec": "pcm_f32be"}
+    if frames is not None:
+        options["frames:a"] = frames
+    stream = ffmpeg.input_stream(path)["a:0"]
+    return list(builder.get_args(builder.output(stream, "pipe:1", **options)))
+
+
+def _read_header(child: ffmpeg.Child, path: Path) -> tuple[int, int]:
+    """(sample rate, channels) of the child's AU stream, leaving its samples to be read."""
+    header = child.read(_AU_HEADER.size)
+    if len(header) < _AU_HEADER.size:
+        child.finish()
+        raise _unreadable(path, child)
+    magic, offset, _, _, sample_rate, channels = _AU_HEADER.unpack(header)
+    if magic != b".snd" or not 1 <= channels <= MAX_CHANNELS or not 1 <= sample_rate <= MAX_SAMPLE_RATE:
+        raise InputError(
+            f"audio {path} has {channels} channels at {sample_rate} Hz",
+            "convert it to a 48 kHz stereo WAV file",
+        )
+    child.read(offset - _AU_HEADER.size)
+    return sample_rate, channels
+
+
+def _unreadable(path: Path, child: ffmpeg.Child) -> InputError:
+    words = child.complaint
+    if "matches no streams" in child.log:
+        return InputError(f"there is no sound in {path} 没有音轨", "give a file with a sound track")
+    if not words:
+        return _no_samples(path)
+    return InputError(
+        f"audio {path} can't be decoded: {words}",
+        "check that it is a complete audio file, or convert it to WAV 请检查音频文件是否完整",
+    )
+
+
+def _no_samples(path: Path) -> InputError:
+    return InputError(f"audio {path} has no samples 音频为空", "record or export it again")
+
+
+def _mono_blocks(child: ffmpeg.Child, path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
+    """Blocks of one second at the source's rate, float32 (n,), the mean over the channels."""
+    block = np.empty(sample_rate * BLOCK_SECONDS * channels * 4, np.uint8)
+    big_endian = block.view(">f4").reshape(-1, channels)
+    position = 0
+    while count := child.read_into(block.data) // (4 * channels):
+        samples = big_endian[:count].astype(np.float32)
+        mono = samples[:, 0] if channels == 1 else samples.mean(axis=1)
+        if not np.isfinite(mono).all():
+            second = position / sample_rate
+            raise InputError(
+                f"audio {path} has NaN or infinite samples after {second:.0f} s",
+                "export it again as 16-bit WAV",
+            )
+        position += count
+        yield mono
+    if child.finish() != 0 or position == 0:
+        raise _unreadable(path, child)
+    if child.complaint:
+        logger.warning("audio %s is damaged, what could be decoded is used: %s", path, child.complaint)
+
+
+def _resample(blocks: Iterator[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:
+    """To 16 kHz; exactly ceil(n × 16000 / sample_rate) samples leave for n that enter."""
+    if sample_rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    import soxr
+
+    resampler = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    taken = given = 0
+    for block in blocks:
+        taken += len(block)
+        resampled = resampler.resample_chunk(block)
+        given += len(resampled)
+        if len(resampled):
+            yield resampled
+    length = -(-taken * SAMPLE_RATE // sample_rate)
+    rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)[: length - given]
+    yield np.pad(rest, (0, length - given - len(rest)))

@@ -1,0 +1,381 @@
+"""Video files → BGR frames, and frames plus a sound file → a finished video.
+
+Both directions are one ffmpeg process with raw frames in a pipe. Frames are read as they are stored,
+each exactly once, whatever their time stamps; the writer's frames are evenly spaced at an exact
+rational rate.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from musetalk.config import MAX_FPS, OUTPUT_SUFFIXES, EncodingConfig
+from musetalk.errors import InputError, OutputError
+from musetalk.media import ffmpeg
+from musetalk.media.audio import stated_duration
+from musetalk.media.image import check_frame_size
+
+PixelFormat = Literal["yuv420p", "bgr24"]
+
+MIN_TIMESCALE = 10_000  # ticks per second of an mp4's picture track
+REPLACE_ATTEMPTS = 20  # on Windows a virus scanner may hold a new file for a moment
+REPLACE_PAUSE = 0.1  # seconds
+TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
+NVENC_PRESETS = ("slow", "medium", "fast", *(f"p{level}" for level in range(1, 8)))
+WEBM_CODECS = ("vp8", "vp9", "av1", "vpx")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file says of itself.
+
+    Attributes:
+        width, height: pixels, after the rotation that its metadata asks for.
+        fps: frames per second, the average where the rate varies.
+        duration: seconds as the container states them, None where it doesn't.
+        frame_count: duration × fps, an estimate good enough for a progress bar.
+    """
+
+    width: int
+    height: int
+    fps: Fraction
+    duration: float | None
+    frame_count: int | None
+
+
+def probe_video(path: Path | str) -> VideoInfo:
+    """Decode the first frame of `path` for its size and rate.
+
+    Raises:
+        InputError: missing, empty, unreadable, without pictures, too small or too large.
+    """
+    path = ffmpeg.check_input_file(path, "video")
+    with ffmpeg.Child(_probe_arguments(path), stdout=True, loglevel="info") as child:
+        report = child.read(1 << 16).decode("utf-8", "replace")
+        child.finish()
+        dimensions = re.search(r"#dimensions 0: (\d+)x(\d+)", report)
+        if dimensions is None or not re.search(r"^0,", report, re.MULTILINE):
+            raise _unreadable(path, child.log)
+    width, height = int(dimensions[1]), int(dimensions[2])
+    check_frame_size(path, "video", width, height)
+    fps = _frame_rate(report, child.log)
+    duration = stated_duration(child.log)
+    return VideoInfo(width, height, fps, duration, None if duration is None else round(duration * fps))
+
+
+def _probe_arguments(path: Path) -> list[str]:
+    import ffmpeg as builder
+
+    output = builder.output(
+        ffmpeg.input_stream(path)["V:0"],
+        "pipe:1",
+        **{"frames:v": 1, "format": "framecrc", "vcodec": "rawvideo", "pix_fmt": "bgr24"},
+    )
+    return list(builder.get_args(output))
+
+
+def _frame_rate(report: str, log: str) -> Fraction:
+    """The exact rate of ffmpeg's time base, unless it contradicts the average that ffmpeg logs."""
+    base = re.search(r"#tb 0: (\d+)/(\d+)", report)
+    exact = Fraction(int(base[2]), int(base[1])) if base else None
+    logged = re.search(r"Stream #0.*?Video:.*?, (\d+(?:\.\d+)?) fps", log)
+    average = Fraction(logged[1]) if logged else exact
+    if exact is not None and average is not None and abs(exact - average) <= Fraction(1, 100):
+        return exact
+    return average if average and average <= MAX_FPS else Fraction(25)
+
+
+def read_video(path: Path | str) -> Iterator[np.ndarray]:
+    """Decode `path`'s first picture track: every frame once, uint8 (H, W, 3) BGR, rotation applied.
+
+    Of a truncated file whose container can be read, the frames that are there. Each frame is an
+    array of its own.
+
+    Raises:
+        InputError: as `probe_video`, or not one frame can be decoded.
+    """
+    info = probe_video(path)
+    path = Path(path)
+    decoded = 0
+    with ffmpeg.Child(_decode_arguments(path), stdout=True) as child:
+        while True:
+            frame = np.empty((info.height, info.width, 3), np.uint8)
+            if not child.read_array(frame):
+                break
+            decoded += 1
+            yield frame
+        status = child.finish()
+        if decoded == 0:
+            raise _unreadable(path, child.log)
+        if status != 0 or child.complaint:
+            logger.warning(
+                "video %s is damaged, %d frames could be decoded: %s", path, decoded, child.complaint
+            )
+
+
+def _decode_arguments(path: Path) -> list[str]:
+    """Time stamps are replaced by the frame's number: neither -vsync nor -fps_mode works in every ffmpeg."""
+    import ffmpeg as builder
+
+    numbered = ffmpeg.input_stream(path)["V:0"].filter("settb", "1/25").filter("setpts", "N")
+    output = builder.output(
+        numbered, "pipe:1", format="rawvideo", pix_fmt="bgr24", r=25, sws_flags="bicubic+accurate_rnd"
+    )
+    return list(builder.get_args(output))
+
+
+def _unreadable(path: Path, log: str) -> InputError:
+    if "matches no streams" in log:
+        return InputError(f"there are no pictures in {path} 没有视频轨", "give a file with a picture track")
+    errors = [line for line in log.splitlines() if re.search(r"(?i)error|invalid|not found|whitelist", line)]
+    reason = ffmpeg.without_address(errors[0]) if errors else "no frames in it"
+    return InputError(
+        f"video {path} can't be decoded: {reason}",
+        "check that it is a complete video file, or export it again 请检查视频文件是否完整",
+    )
+
+
+def check_output_path(output_path: Path | str, inputs: Iterable[Path | str] = ()) -> Path:
+    """`output_path` when a video can be written there; its folder is made.
+
+    Raises:
+        OutputError: wrong suffix, a folder, one of `inputs`, or a folder that can't be written.
+    """
+    path = Path(output_path)
+    if path.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise OutputError(
+            f"output {path} ends in {path.suffix or 'no suffix'}", f"use one of {', '.join(OUTPUT_SUFFIXES)}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OutputError(f"output {path} is a folder", "name a file in it")
+        if any(_same_file(path, Path(source)) for source in inputs):
+            raise OutputError(f"output {path} is also an input", "choose another name for the output")
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OutputError:
+        raise
+    except (OSError, ValueError) as e:
+        raise _unwritable(path, e) from e
+
+
+def _same_file(path: Path, source: Path) -> bool:
+    if path.exists() and source.exists():
+        return path.samefile(source)
+    return path.absolute() == source.absolute()
+
+
+def _unwritable(path: Path, error: Exception) -> OutputError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return OutputError(
+        f"output {path} can't be written 无法写入: {reason}",
+        "choose another place or free it 请检查路径和权限",
+    )
+
+
+def encoder_options(encoding: EncodingConfig, suffix: str) -> dict[str, Any]:
+    """ffmpeg's output options for the picture: quality and speed in the words the encoder knows.
+
+    A .webm holds VP8, VP9 or AV1 only: any other encoder is replaced by libvpx-vp9 there. Encoders
+    of unknown families run with their own defaults.
+    """
+    encoder = encoding.encoder
+    if suffix == ".webm" and not any(codec in encoder for codec in WEBM_CODECS):
+        encoder = "libvpx-vp9"
+    options: dict[str, Any] = {"vcodec": encoder, "pix_fmt": "yuv420p"}
+    if encoder.startswith(("libx264", "libx265")):
+        options |= {"crf": encoding.crf, "preset": encoding.preset}
+    elif encoder.endswith("_nvenc"):
+        options |= {"cq": encoding.crf, "rc": "vbr", "b:v": 0}
+        options |= {"preset": encoding.preset} if encoding.preset in NVENC_PRESETS else {}
+    elif encoder.startswith("libvpx"):
+        options |= {"crf": encoding.crf, "b:v": 0, "deadline": "realtime", "cpu-used": 6}
+        options |= {"row-mt": 1} if encoder == "libvpx-vp9" else {}
+    elif encoder in ("libaom-av1", "libsvtav1"):
+        options |= {"crf": encoding.crf}
+    elif encoder.endswith("_qsv"):
+        options |= {"global_quality": encoding.crf}
+    return options
+
+
+class VideoWriter:
+    """Frames and a sound file into one video, which appears under its name only when complete.
+
+    A context manager: leaving it normally completes the file, leaving it by an exception removes
+    every trace. Sound and picture end within one frame of each other.
+
+    Colour is BT.601 with limited range, what ``cv2.COLOR_BGR2YUV_I420`` makes, and tagged so.
+    """
+
+    def __init__(
+        self,
+        output_path: Path | str,
+        width: int,
+        height: int,
+        fps: Fraction,
+        audio_path: Path | str | None,
+        encoding: EncodingConfig,
+        pixel_format: PixelFormat = "yuv420p",
+    ) -> None:
+        """Start the encoder for frames of `width`×`height` pixels at `fps` (1/s).
+
+        Odd sides are encoded one pixel longer, with the last column or row repeated: "yuv420p"
+        buffers come with that pixel already, "bgr24" frames without it.
+
+        Raises:
+            OutputError: as `check_output_path`.
+            InputError: `audio_path` isn't a readable file.
+        """
+        self.output_path = check_output_path(output_path, [audio_path] if audio_path else [])
+        audio = ffmpeg.check_input_file(audio_path, "audio") if audio_path else None
+        self._padding = (height % 2, width % 2)
+        even_height, even_width = height + height % 2, width + width % 2
+        self._frame_shape: tuple[int, ...] = (height, width, 3)
+        if pixel_format == "yuv420p":
+            self._frame_shape = (even_height * 3 // 2, even_width)
+        self._pads = pixel_format == "bgr24" and self._padding != (0, 0)
+        self.frame_count = 0
+        stem = self.output_path.stem[:TEMPORARY_STEM]
+        self._temporary = self.output_path.with_name(
+            f".{stem}.{secrets.token_hex(6)}.tmp{self.output_path.suffix.lower()}"
+        )
+        self._open = True
+        self._child = ffmpeg.Child(
+            _encode_arguments(self._temporary, (even_width, even_height), fps, audio, encoding, pixel_format),
+            stdin=True,
+        )
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+    def write(self, buffer: np.ndarray) -> None:
+        """Append one frame, without copying it.
+
+        Args:
+            buffer: C-contiguous uint8; "yuv420p": (H × 3 // 2, W) planar I420 of even H and W;
+                "bgr24": (height, width, 3).
+
+        Raises:
+            OutputError: the encoder failed; its own words are in the message.
+        """
+        if buffer.shape != self._frame_shape or buffer.dtype != np.uint8:
+            raise ValueError(
+                f"frame of shape {buffer.shape} {buffer.dtype}, expected {self._frame_shape} uint8"
+            )
+        if self._pads:
+            buffer = np.pad(buffer, ((0, self._padding[0]), (0, self._padding[1]), (0, 0)), mode="edge")
+        try:
+            self._child.write(buffer.data.cast("B"))
+        except (OSError, ValueError) as e:
+            self._child.finish()
+            failure = self._failure()
+            self.abort()
+            raise failure from e
+        self.frame_count += 1
+
+    def close(self) -> None:
+        """Complete the file and give it its name; nothing happens when it is closed already.
+
+        Raises:
+            OutputError: the encoder failed, or the name can't be taken; nothing is left behind.
+        """
+        if not self._open:
+            return
+        try:
+            if self._child.finish() != 0 or not self._temporary.is_file():
+                raise self._failure()
+            _replace(self._temporary, self.output_path)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Kill the encoder and remove the unfinished file; safe at any time, from any thread."""
+        self._open = False
+        self._child.end()
+        self._temporary.unlink(missing_ok=True)
+
+    def _failure(self) -> OutputError:
+        words = self._child.complaint or "the encoder ended early"
+        return OutputError(
+            f"video {self.output_path} can't be written: {words}",
+            "check --encoder, the free disk space and the folder's rights 请检查编码器和磁盘空间",
+        )
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    attempts = REPLACE_ATTEMPTS if os.name == "nt" else 1
+    while True:
+        attempts -= 1
+        try:
+            temporary.replace(target)
+            return
+        except OSError as e:
+            if attempts == 0 or not isinstance(e, PermissionError):
+                raise _unwritable(target, e) from e
+            time.sleep(REPLACE_PAUSE)
+
+
+def _encode_arguments(
+    target: Path,
+    size: tuple[int, int],
+    fps: Fraction,
+    audio: Path | None,
+    encoding: EncodingConfig,
+    pixel_format: PixelFormat,
+) -> list[str]:
+    import ffmpeg as builder
+
+    colour = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
+    tags = {**colour, "color_range": "tv"}
+    pictures = builder.input(
+        "pipe:0",
+        format="rawvideo",
+        pix_fmt=pixel_format,
+        video_size=size,
+        framerate=f"{fps.numerator}/{fps.denominator}",
+        **(tags if pixel_format == "yuv420p" else {}),
+    )
+    streams = [pictures["v:0"]]
+    if pixel_format == "bgr24":
+        streams = [
+            streams[0].filter("scale", out_color_matrix="bt601", out_range="tv", flags="bicubic+accurate_rnd")
+        ]
+    options = {**encoder_options(encoding, target.suffix), **tags, "map_metadata": -1}
+    if audio is not None:
+        # numbered samples: a gap or a late start in the source would shift what was heard by the encoder
+        sound = ffmpeg.input_stream(audio)["a:0"].filter("asetpts", "N/SR/TB")
+        streams.append(sound.filter("aformat", channel_layouts="mono|stereo"))
+        options |= {"acodec": "libopus" if target.suffix == ".webm" else "aac", "shortest": None}
+    if target.suffix in (".mp4", ".mov"):
+        options |= {"movflags": "+faststart", "video_track_timescale": _timescale(fps)}
+    output = builder.output(*streams, ffmpeg.file_url(target), **options)
+    return list(builder.get_args(builder.overwrite_output(output)))
+
+
+def _timescale(fps: Fraction) -> int:
+    """Ticks per second in which a frame's duration is a whole number."""
+    return fps.numerator * -(-MIN_TIMESCALE // fps.numerator)
