@@ -1,0 +1,339 @@
+"""The MuseTalk engine: VAE latents of the face, one UNet step on them, VAE decoding.
+
+The decision a reader would question: `encode` takes the mean of the VAE's posterior where the reference
+draws a sample, so that one template always gives one cache and one video.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from musetalk.config import FACE_SIZE, EngineConfig, EngineName
+from musetalk.device import usable_cores
+from musetalk.engines.base import FaceFrame
+from musetalk.errors import CacheError, DeviceError, WeightsError
+from musetalk.weights import MuseTalkFiles, latents_fingerprint
+from musetalk.whisper import N_MELS, audio_prompts, hidden_states
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from musetalk.engines.networks import Network
+    from musetalk.template import Template
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+LATENT_SIDE = 32  # a face of 256 pixels, 8 pixels to a latent
+LATENT_CHANNELS = 4
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+
+
+def sinusoidal_positions(length: int, width: int) -> np.ndarray:
+    """(length, width) float32 position code: sin and cos interleaved, wavelengths 2π … 10000·2π.
+
+    Vaswani and others 2017, section 3.5.
+    """
+    position = np.arange(length, dtype=np.float32)[:, None]
+    frequency = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-math.log(10_000) / width))
+    code = np.empty((length, width), np.float32)
+    code[:, 0::2] = np.sin(position * frequency)
+    code[:, 1::2] = np.cos(position * frequency)
+    return code
+
+
+def face_crop(frame: np.ndarray, bbox: Sequence[int]) -> np.ndarray:
+    """(256, 256, 3) uint8 BGR: the frame's bbox, resized as the reference does (Lanczos, 8×8 taps)."""
+    import cv2
+
+    x1, y1, x2, y2 = bbox
+    crop = np.ascontiguousarray(frame[y1:y2, x1:x2])
+    return cv2.resize(crop, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LANCZOS4)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator's failure, of a GPU or of the system, is behind `error`."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS)
+
+
+def running_dtype(device: str, *, half: bool) -> str:
+    """Name of the precision to run in: half means fp16 on CUDA and bf16 on CPUs that compute in it."""
+    if not half:
+        return "float32"
+    if device.startswith("cuda"):
+        return "float16"
+    import torch
+
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if native or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+class BatchLimit:
+    """The largest batch that fits into memory: halved, once said, whenever an allocator fails.
+
+    Args:
+        device: named in messages.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.size: int | None = None
+
+    def run(self, work: Callable[[slice], Iterable[Result]], count: int) -> list[Result]:
+        """`work` over `count` items in consecutive parts, its results in order.
+
+        Raises:
+            DeviceError: a single item doesn't fit.
+        """
+        results: list[Result] = []
+        while len(results) < count:
+            size = min(self.size or count, count - len(results))
+            part = slice(len(results), len(results) + size)
+            try:
+                results.extend(work(part))
+            except (RuntimeError, MemoryError) as e:
+                if not is_out_of_memory(e):
+                    raise
+                self._halve(size, e)
+        return results
+
+    def _halve(self, size: int, error: BaseException) -> None:
+        if size == 1:
+            raise DeviceError(
+                f"out of memory on {self.device} at batch size 1 内存不足",
+                "减少batch_size或启用fp16 (reduce --batch_size or use --fp16)",
+            ) from error
+        if self.size is None:
+            log.warning(
+                "⚠️ out of memory on %s, going on with smaller batches 内存不足，减小批量继续", self.device
+            )
+        self.size = size // 2
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+class MuseTalkEngine:
+    """MuseTalk 1.0 or 1.5 on one device; an `Engine`.
+
+    Checkpoints are checked when it is made and read when they are first needed: encoding a template
+    touches the VAE only.
+    """
+
+    name: EngineName = "musetalk"
+
+    def __init__(self, files: MuseTalkFiles, engine_config: EngineConfig, device: str) -> None:
+        """Opens the UNet and the VAE.
+
+        Args:
+            files: the weight files; all present.
+            engine_config: precision, batch size and runtime.
+            device: resolved, e.g. "cpu", "cuda:0".
+
+        Raises:
+            WeightsError: a file is damaged, hostile, or doesn't fit the others.
+        """
+        import torch
+
+        from musetalk.engines import networks
+
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+        self.device = device
+        self.dtype = running_dtype(device, half=engine_config.fp16)
+        self.fingerprint = latents_fingerprint(files)
+        self._batch_size = engine_config.batch_size
+        self._files = files
+        self._unet = networks.open_unet(files)
+        self._vae = networks.open_vae(files)
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        unet, vae = self._unet.module.config, self._vae.module.config
+        side = FACE_SIZE >> (len(vae.block_out_channels) - 1)
+        if (vae.latent_channels, side) != (LATENT_CHANNELS, LATENT_SIDE):
+            raise WeightsError(
+                f"{self._files.vae_config} is another VAE VAE不符: latents of "
+                f"{vae.latent_channels}×{side}×{side} instead of {LATENT_CHANNELS}×{LATENT_SIDE}×{LATENT_SIDE}",
+                "use the official sd-vae-ft-mse (--vae_type)",
+            )
+        if (unet.in_channels, unet.out_channels) != (2 * LATENT_CHANNELS, LATENT_CHANNELS):
+            raise WeightsError(
+                f"{self._files.unet_config} is no MuseTalk UNet: {unet.in_channels} channels in, "
+                f"{unet.out_channels} out 不是MuseTalk模型",
+                "use musetalk.json of the official weights (--unet_config)",
+            )
+
+    @functools.cached_property
+    def _whisper(self) -> Network:
+        from musetalk.engines.networks import open_whisper_encoder
+
+        network = open_whisper_encoder(self._files)
+        whisper, width = network.module.config, self._unet.module.config.cross_attention_dim
+        if (whisper.d_model, whisper.num_mel_bins) != (width, N_MELS):
+            raise WeightsError(
+                f"{self._files.whisper_config} is another Whisper: width {whisper.d_model}, "
+                f"{whisper.num_mel_bins} mel bins; the UNet wants {width} and {N_MELS} Whisper模型不符",
+                "use the official whisper-tiny (--whisper_dir)",
+            )
+        return network
+
+    def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
+        """(1, 8, 32, 32) float32 per face: masked latents, then reference latents, scaled means.
+
+        Raises:
+            DeviceError: a single face doesn't fit into memory.
+        """
+        limit = BatchLimit(self.device)
+        crops = (face_crop(face.frame, face.bbox) for face in faces)
+        while batch := list(itertools.islice(crops, self._batch_size)):
+            yield from limit.run(functools.partial(self._encode, np.stack(batch)), len(batch))
+
+    def _encode(self, crops: np.ndarray, part: slice) -> np.ndarray:
+        """(B, 256, 256, 3) uint8 BGR → (part of B, 1, 8, 32, 32) float32."""
+        import torch
+
+        vae = self._vae.load(self.device, self.dtype)
+        with torch.inference_mode():
+            rgb = torch.from_numpy(crops[part]).to(self.device).flip(-1).permute(0, 3, 1, 2)
+            rgb = rgb.contiguous().float() / 255  # channels-last group norms lose digits on flat areas
+            masked = rgb.clone()
+            masked[:, :, FACE_SIZE // 2 :] = 0
+            images = (torch.cat([masked, rgb]) - 0.5) / 0.5
+            posterior = vae.encode(images.to(vae.dtype)).latent_dist
+            means = posterior.mean.float() * vae.config.scaling_factor
+            return torch.cat(means.chunk(2), dim=1)[:, None].cpu().numpy()
+
+    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
+        """(k, 10 × (layers + 1), 384) float32 blocks, one prompt per video frame."""
+        return audio_prompts(hidden_states(waveform, self._encode_audio), fps)
+
+    def _encode_audio(self, mel: np.ndarray) -> np.ndarray:
+        """(80, 3000) float32 → (layers + 1, 1500, 384) float32.
+
+        Always computed in float32: it is a thousandth of the work, and the lips hang on it.
+        """
+        import torch
+
+        encoder = self._whisper.load(self.device, "float32")
+        with torch.inference_mode():
+            features = torch.from_numpy(mel)[None].to(self.device)
+            states = encoder(features, output_hidden_states=True).hidden_states
+            return torch.cat(states).cpu().numpy()
+
+    def predict_latents(self, latents: Tensor, prompts: Tensor) -> Tensor:
+        """The UNet's one step.
+
+        Args:
+            latents: (B, 8, 32, 32), masked then reference, on the device in the running precision.
+            prompts: (B, n, 384) with positions added, likewise.
+
+        Returns:
+            (B, 4, 32, 32) latents of the speaking face.
+        """
+        unet = self._unet.load(self.device, self.dtype)
+        return unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
+        vae = self._vae.load(self.device, self.dtype)
+        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+    def open(self, template: Template) -> MuseTalkGenerator:
+        """Loads the networks and puts the template's latents on the device.
+
+        Raises:
+            CacheError: the template holds no MuseTalk latents.
+            WeightsError: a checkpoint can't be read.
+        """
+        self._unet.load(self.device, self.dtype)
+        self._vae.load(self.device, self.dtype)
+        return MuseTalkGenerator(self, template)
+
+
+def stack_latents(template: Template) -> tuple[np.ndarray, dict[int, int]]:
+    """The template's distinct latents, (n, 8, 32, 32) float32, and the row of each cycle position.
+
+    Raises:
+        CacheError: they are no MuseTalk latents.
+    """
+    rows: list[np.ndarray] = []
+    row_of: dict[int, int] = {}
+    for position, first in enumerate(template.unique):
+        if not template.has_face(position):
+            continue
+        if first not in row_of:
+            latents = np.asarray(template.latents[position])
+            if (
+                latents.shape != (1, 2 * LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
+                or latents.dtype.kind != "f"
+            ):
+                raise CacheError(
+                    f"the template holds no MuseTalk latents 缓存与引擎不符: {latents.dtype} {latents.shape}",
+                    "run preprocessing again with --engine musetalk 请重新运行预处理",
+                )
+            row_of[first] = len(rows)
+            rows.append(latents[0].astype(np.float32))
+        row_of[position] = row_of[first]
+    return np.stack(rows), row_of
+
+
+class MuseTalkGenerator:
+    """Speaking faces of one template; a `Generator`.
+
+    Args:
+        engine: with its networks loaded.
+        template: whose latents stay on the device, each distinct frame's once.
+    """
+
+    def __init__(self, engine: MuseTalkEngine, template: Template) -> None:
+        import torch
+
+        self.engine = engine
+        self.limit = BatchLimit(engine.device)
+        latents, self._row_of = stack_latents(template)
+        self._latents = torch.from_numpy(latents).to(engine.device, getattr(torch, engine.dtype))
+
+    def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        """(256, 256, 3) uint8 BGR faces.
+
+        Args:
+            audio_prompts: (B, n, 384) float32.
+            indices: B cycle positions, each with a face.
+
+        Raises:
+            DeviceError: a single frame doesn't fit into memory.
+        """
+        rows = np.array([self._row_of[index] for index in indices])
+        prompts = audio_prompts + sinusoidal_positions(*audio_prompts.shape[1:])
+        return self.limit.run(lambda part: self._faces(prompts[part], rows[part]), len(rows))
+
+    def _faces(self, prompts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            latents = self._latents[self._sent(rows)]
+            predicted = self.engine.predict_latents(latents, self._sent(prompts).to(latents.dtype))
+            images = self.engine.decode_latents(predicted)
+            levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+            return levels.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def _sent(self, array: np.ndarray) -> Tensor:
+        import torch
+
+        tensor = torch.from_numpy(array)
+        if self._latents.is_cuda:
+            tensor = tensor.pin_memory()
+        return tensor.to(self._latents.device, non_blocking=True)
