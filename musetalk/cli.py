@@ -211,7 +211,7 @@ def check_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     """Checks one template, or lists all of them when no `--template_id` is given."""
     service = _service(arguments)
     if arguments.template_id:
-        answer = dict(service.check_template_cache(arguments.template_id))
+        answer: Answer = dict(service.check_template_cache(arguments.template_id))
         if not answer["valid"]:
             answer.update(
                 error_code="cache_invalid" if answer["exists"] else "cache_missing", error=answer["message"]

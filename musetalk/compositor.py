@@ -8,14 +8,16 @@ so only the mask's box is ever computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from musetalk.config import ParsingMode
 from musetalk.geometry import Box, crop_box
+
+if TYPE_CHECKING:
+    from musetalk.template import Template
 
 LABEL_SIDE = 512  # pixels, of the label map
 SKIN, NOSE, MOUTH, UPPER_LIP, LOWER_LIP, NECK = 1, 10, 11, 12, 13, 14  # CelebAMask-HQ classes
@@ -168,16 +170,6 @@ class _Patch:
         return total.astype(np.uint8)
 
 
-class CompositedTemplate(Protocol):
-    """What the compositor reads of a template: lists over the cycle, see musetalk.template."""
-
-    frames: Sequence[np.ndarray]
-    bboxes: Sequence[Box]
-    masks: Sequence[np.ndarray]
-    crop_boxes: Sequence[Box]
-    unique_count: int
-
-
 class FrameCompositor:
     """Composes output frames from a template's frames and generated faces.
 
@@ -185,7 +177,7 @@ class FrameCompositor:
     forward, then backward.
     """
 
-    def __init__(self, template: CompositedTemplate) -> None:
+    def __init__(self, template: Template) -> None:
         height, width = template.frames[0].shape[:2]
         self._template = template
         self._height, self._width = height + height % 2, width + width % 2

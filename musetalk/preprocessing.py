@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from musetalk.config import Defaults, EngineConfig, EngineName, ParsingMode, PreprocessingConfig
 from musetalk.device import Device, resolve_device
@@ -150,7 +150,8 @@ class EnhancedMuseTalkPreprocessor:
             len(sources.frames),
             len(sources.frames) - len(faced),
         )
-        metadata: TemplateMetadata = {
+        metadata = {
+            **wanted,
             "template_id": template_id,
             "template_image_path": str(source),
             "bbox_shift": settings.bbox_shift,
@@ -165,9 +166,9 @@ class EnhancedMuseTalkPreprocessor:
             "unique_frames": len(sources.frames),
             "faceless_frames": len(sources.frames) - len(faced),
             "stages": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
-            **wanted,
         }
-        return self.store.publish(template_id, template, metadata, sources.preview(masks))
+        preview = sources.preview(masks)
+        return self.store.publish(template_id, template, cast(TemplateMetadata, metadata), preview)
 
     def load_preprocessed_template(self, template_id: str) -> tuple[dict[str, Any], TemplateMetadata]:
         """The cache's documented dict and its metadata, checked; see `TemplateStore.load`."""

@@ -140,7 +140,8 @@ class IntegratedMuseTalkService:
         encoding: EncodingConfig | None = None,
         settings: PreprocessingConfig | None = None,
     ) -> None:
-        self.config = dataclasses.replace(config or EngineConfig(), **({"device": device} if device else {}))
+        base = config or EngineConfig()
+        self.config = dataclasses.replace(base, device=device or base.device)
         self.store = TemplateStore(cache_dir)
         self.encoding = encoding or EncodingConfig()
         self.settings = settings or PreprocessingConfig()
