@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from musetalk.errors import CacheError
+from musetalk.errors import CacheError, MuseTalkError
 
 _NUMERIC_KINDS = "biuf"
 _NUMPY_MODULES = (
@@ -136,7 +136,7 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
 def _unpickle(stream: IO[bytes]) -> dict[str, Any]:
     try:
         data = _TemplateUnpickler(stream).load()
-    except (CacheError, OSError):
+    except (MuseTalkError, OSError):
         raise
     except Exception as e:
         raise _damaged(stream, str(e) or type(e).__name__) from e

@@ -165,8 +165,8 @@ class MuseTalkEngine:
         side = FACE_SIZE >> (len(vae.block_out_channels) - 1)
         if (vae.latent_channels, side) != (LATENT_CHANNELS, LATENT_SIDE):
             raise WeightsError(
-                f"{self._files.vae_config} is another VAE VAE不符: latents of "
-                f"{vae.latent_channels}×{side}×{side} instead of {LATENT_CHANNELS}×{LATENT_SIDE}×{LATENT_SIDE}",
+                f"{self._files.vae_config} is another VAE VAE不符, its latents are "
+                f"{vae.latent_channels}×{side}², not {LATENT_CHANNELS}×{LATENT_SIDE}²",
                 "use the official sd-vae-ft-mse (--vae_type)",
             )
         if (unet.in_channels, unet.out_channels) != (2 * LATENT_CHANNELS, LATENT_CHANNELS):
