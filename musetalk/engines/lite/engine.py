@@ -30,7 +30,6 @@ LATTICE_NODES = 64
 WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
 KEPT_FRAMES = 8
 EDGE_RAMP = 0.20  # eye distances over which movement fades towards the blend mask's edge
-LIP_MARGIN = 0.006  # eye distances cut off the lips of an open portrait, where teeth shine through
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,6 @@ def prepare_face(
     layers = interior.paint_layers(
         picture[y1:y2, x1:x2], here, distances, lips, palette, 1 / head.eye_distance
     )
-    opened = np.clip((distances < 0).all(axis=-1).sum() / head.eye_distance**2 / 0.004, 0, 1)
     return PreparedFace(
         picture=picture,
         landmarks=landmarks,
@@ -169,7 +167,7 @@ def prepare_face(
         lattice=lattice,
         fields=rig.movement_fields(head, lips, nodes),
         hold=_hold(mask, crop_box, bbox, lattice, head.eye_distance),
-        distances=distances - np.float32(LIP_MARGIN * opened),
+        distances=distances,
         mouth=mouth,
         contour=contour,
         contour_fields=np.concatenate(
@@ -268,12 +266,15 @@ def _draw_mouth(
     shown_upper, shown_lower = _shares(distances * np.float32(face.frame.eye_distance))
     value = {name: float(parameters[i]) for name, i in PARAMETER_INDEX.items()}
     jaw = face.frame.axes[:, 1] * CHIN_GAIN * 0.95 * face.lips.scale * value["jaw_open"]
-    tongue = 0.42 * jaw - face.frame.axes[:, 1] * 0.04 * value["tongue_up"]
+    tongue = 0.30 * jaw - face.frame.axes[:, 1] * 0.035 * value["tongue_up"]
     window = (
         slice(y1 - face.mouth[1], y2 - face.mouth[1]),
         slice(x1 - face.mouth[0], x2 - face.mouth[0]),
     )
-    inside, teeth = interior.paint(face.layers, face.palette, window, distances, jaw, tongue)
+    inside, teeth = interior.paint(
+        face.layers, face.palette, window, distances, interior.Pose(
+            jaw, tongue, value["tongue_up"], value["lip_tuck"], value["pucker"])
+    )
     shown_lower = shown_lower * (1 - value["lip_tuck"] * teeth * (1 - shown_upper))
     mixed = inside * (1 - shown_upper - shown_lower)[..., None]
     mixed += warp.sample(face.picture, from_upper).astype(np.float32) * shown_upper[..., None]

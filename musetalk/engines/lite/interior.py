@@ -30,7 +30,7 @@ UPPER_EDGE = 0.026  # below the closed lips' line
 LOWER_EDGE = 0.018
 CROWN = 0.15  # visible height of a painted tooth
 TEETH_DEPTH = 0.05  # behind the lips
-TONGUE_TOP = 0.065  # below the closed lips' line with the jaw shut
+TONGUE_TOP = 0.048  # below the closed lips' line with the jaw shut
 
 
 class Palette(NamedTuple):
@@ -49,11 +49,34 @@ class Palette(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """Premultiplied BGRA float32 (h, w, 4) layers over one rectangle of the picture."""
+    """Layers over one rectangle of the picture.
+
+    Attributes:
+        upper_teeth, lower_teeth, tongue: premultiplied BGRA float32 (h, w, 4).
+        front: (h, w) float32, 1 over the front teeth, fading to 0 towards the molars.
+    """
 
     upper_teeth: np.ndarray
     lower_teeth: np.ndarray
     tongue: np.ndarray
+    front: np.ndarray
+
+
+class Pose(NamedTuple):
+    """What of the mouth's inside has moved in one output frame.
+
+    Attributes:
+        jaw_shift, tongue_shift: (2,) pixels by which lower teeth and tongue have moved.
+        tongue_up: 0 to 1, how far the tongue's tip is in the light.
+        tuck: 0 to 1, how far the lower lip lies behind the upper teeth.
+        pucker: 0 to 1, how deep the teeth lie behind rounded lips.
+    """
+
+    jaw_shift: np.ndarray
+    tongue_shift: np.ndarray
+    tongue_up: float
+    tuck: float
+    pucker: float
 
 
 def _patch(picture: np.ndarray, points: np.ndarray, radius: int) -> np.ndarray:
@@ -83,10 +106,12 @@ def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
     light = float(luminance(skin))
     level = float(np.clip(0.50 * light + 0.50 * max(whites), 45, 215))
     tint = skin / max(light, 1)
-    tooth = level * (0.70 + 0.30 * tint)
+    tooth = level * np.array([0.92, 0.98, 1.0], np.float32) * (0.66 + 0.34 * tint)
     tongue = 0.45 * lip + 0.55 * level * np.array([0.50, 0.46, 0.80], np.float32)
-    cavity = level * np.array([0.085, 0.075, 0.16], np.float32)
-    return Palette(tooth, tongue * 0.78, lip, cavity, _flatness(picture, points, radius))
+    flatness = _flatness(picture, points, radius)
+    tooth = np.minimum(tooth * (1 + 0.15 * flatness), 235)
+    cavity = level * np.array([0.085, 0.075, 0.16], np.float32) * (1 + 0.8 * flatness)
+    return Palette(tooth, tongue * 0.78, lip, cavity, flatness)
 
 
 def _flatness(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
@@ -180,7 +205,9 @@ def paint_layers(
         right / size, (seam + LOWER_EDGE * size - down) / size, LOWER_TEETH, pixel / size, palette.flatness
     )
     lower = _layer(tooth * 0.86, shade, alpha)
-    return Layers(upper, lower, _tongue(right / size, (down - seam) / size, palette, pixel / size))
+    tongue = _tongue(right / size, (down - seam) / size, palette, pixel / size)
+    front = np.clip((0.21 - np.abs(right / size)) / 0.08, 0, 1)
+    return Layers(upper, lower, tongue, front.astype(np.float32))
 
 
 def _tongue(right: np.ndarray, down: np.ndarray, palette: Palette, pixel: float) -> np.ndarray:
@@ -211,36 +238,40 @@ def paint(
     palette: Palette,
     window: tuple[slice, slice],
     distances: np.ndarray,
-    jaw_shift: np.ndarray,
-    tongue_shift: np.ndarray,
+    pose: Pose,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The open mouth's inside over a window of the layers' rectangle.
 
     Args:
         window: (rows, columns) inside the layers' rectangle.
         distances: (h, w, 2) float32 from the moved lips' inner edges into each sheet, eye distances.
-        jaw_shift, tongue_shift: (2,) pixels by which lower teeth and tongue have moved.
+        pose: how jaw, tongue and lower lip stand.
 
     Returns:
-        (h, w, 3) float32 BGR, and (h, w) the upper teeth's alpha.
+        (h, w, 3) float32 BGR, and (h, w) the alpha of the upper front teeth, which a tucked lip lies behind.
     """
     below_upper, above_lower = -distances[..., 0], -distances[..., 1]
     lift = np.exp(-np.maximum(above_lower, 0) / 0.05)
     picture = palette.cavity * (0.55 + 0.75 * lift)[..., None]
-    for layer, shift in ((layers.tongue, tongue_shift), (layers.lower_teeth, jaw_shift)):
+    shade = _depth_shade(below_upper, 0.10)[..., None]
+    for layer, shift, light in (
+        (layers.tongue, pose.tongue_shift, 1 + 0.35 * pose.tongue_up),
+        (layers.lower_teeth, pose.jaw_shift, 1 - 0.5 * pose.pucker),
+    ):
         moved = _shifted(layer, window, shift)
-        picture = moved[..., :3] * _depth_shade(below_upper, 0.10)[..., None] + picture * (1 - moved[..., 3:])
+        picture = moved[..., :3] * (light * shade) + picture * (1 - moved[..., 3:])
     upper = layers.upper_teeth[window]
-    shade = _depth_shade(below_upper, 0.045)[..., None]
+    shade = (1 - 0.5 * pose.pucker) * _depth_shade(below_upper, 0.045)[..., None]
     picture = upper[..., :3] * shade + picture * (1 - upper[..., 3:])
-    rim = 0.75 * np.exp(-((np.maximum(above_lower, 0) / 0.012) ** 2))
+    rim = 0.75 * (1 - pose.tuck) * np.exp(-((np.maximum(above_lower, 0) / 0.012) ** 2))
     picture += (palette.lip * 0.62 - picture) * rim[..., None]
-    return picture, upper[..., 3]
+    return picture, upper[..., 3] * layers.front[window]
 
 
 def _depth_shade(below_upper: np.ndarray, reach: float) -> np.ndarray:
     x = np.clip(below_upper / reach, 0, 1)
-    return 0.50 + 0.50 * x * (2 - x)
+    contact = np.exp(-np.maximum(below_upper, 0) / 0.007)
+    return (0.55 + 0.45 * x * (2 - x)) * (1 - 0.6 * contact)
 
 
 def mouth_extent(landmarks: np.ndarray) -> np.ndarray:

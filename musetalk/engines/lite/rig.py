@@ -4,7 +4,7 @@ A face has two sheets, one hanging on the upper lip and the skull, one on the lo
 Both are smooth everywhere and agree beyond the mouth's corners, so lips part along a line instead of
 tearing a mesh. Every movement is a displacement field per sheet, linear in its coefficient; the
 coefficients are the ten public parameters plus the few products that speech needs (pressed lips undo
-what opens them). Lengths are in eye distances (mesh points 33-263).
+what opens them, puckered lips open in the middle only). Lengths are in eye distances (mesh points 33-263).
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ COEFFICIENTS = (
     "lip_press",
     "lip_tuck",
     "smile",
+    "purse",
 )
 LIP_REACH = 0.62  # eye distances, half the span of the lip tables
 LIP_SAMPLES = 249
+LIP_MARGIN = 0.006  # eye distances
 UPPER_SHARE = 0.45  # of an open portrait's gap that the upper lip closes
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
@@ -82,6 +84,7 @@ class Lips(NamedTuple):
         left, right: right coordinates of the corners, left < 0 < right.
         upper_thickness, lower_thickness: of the red part, at the middle.
         nose, chin: down coordinates of the nose's base (< 0) and of the chin.
+        width: of the outer lips.
         scale: opening of this mouth in units of a usual one's.
     """
 
@@ -94,6 +97,7 @@ class Lips(NamedTuple):
     lower_thickness: float
     nose: float
     chin: float
+    width: float
     scale: float
 
 
@@ -140,8 +144,11 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray) -> Lips:
         lower_thickness=float(max(head[17, 1] - head[14, 1], 0.03)),
         nose=float(min(head[NOSE_BASE, 1], -0.08)),
         chin=float(max(head[CHIN, 1], 0.25)),
+        width=width,
         scale=float(np.clip(width / USUAL_MOUTH, 0.78, 1.05)),
     )
+
+_OPENER = {"jaw_open": "jaw_lips"}
 
 
 def coefficients(parameters: np.ndarray) -> np.ndarray:
@@ -161,6 +168,8 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
         "upper_lip_raise": value["upper_lip_raise"] * apart,
         "lower_lip_drop": value["lower_lip_drop"] * apart * untucked,
     }
+    opening = sum(gain * parts[_OPENER.get(name, name)] for name, gain in OPENING_GAIN.items())
+    parts["purse"] = opening * value["pucker"]
     return np.stack([parts.get(name, value.get(name)) for name in COEFFICIENTS], axis=1)
 
 
@@ -197,14 +206,14 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
     return x * x * (3 - 2 * x)
 
 
-def _sideways(place: _Place) -> dict[str, np.ndarray]:
+def _sideways(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     """Movements to the head's right, the same on both sheets."""
     corner = place.along * place.beside
     near, wide = _fade(place.depth, 0.22), _fade(place.depth, 0.32)
     return {
         "jaw_lips": -0.020 * corner * wide,
         "lip_width": WIDTH_GAIN / 2 * corner * near,
-        "pucker": -PUCKER_WIDTH_LOSS / 2 * corner * near,
+        "pucker": -PUCKER_WIDTH_LOSS / 2 * max(1.0, lips.width / USUAL_MOUTH) * corner * near,
         "smile": 0.025 * corner * wide,
     }
 
@@ -217,14 +226,15 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     thickness = lips.upper_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": UPPER_SHARE * place.gap * lip,
+        "close": UPPER_SHARE * (place.gap + 2 * cut_margin(place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner * cheek - UPPER_LIFT * arch * lip),
         "lip_open": -0.4 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
         "lip_width": 0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
         "pucker": -0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
         "lip_press": 0.013 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
-        "lip_tuck": -0.018 * arch * lip,
+        "lip_tuck": -0.014 * arch * lip,
+        "purse": -0.35 * lips.scale * (arch**3 - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * cheek,
     }
 
@@ -238,7 +248,7 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
     thickness = lips.lower_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": -(1 - UPPER_SHARE) * place.gap * lip,
+        "close": -(1 - UPPER_SHARE) * (place.gap + 2 * cut_margin(place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
         "jaw_chin": CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
         "lip_open": 0.6 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
@@ -247,6 +257,7 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
         "pucker": 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
         "lip_press": -0.015 * (1 - place.along**4) * _fade(depth, 1.1 * thickness),
         "lip_tuck": -0.012 * arch * _fade(depth, 0.9 * thickness),
+        "purse": 0.65 * lips.scale * (arch**3 - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * _fade(depth, 0.3),
     }
 
@@ -262,7 +273,7 @@ def movement_fields(frame: HeadFrame, lips: Lips, points: np.ndarray) -> np.ndar
         down = _upper_down(lips, place) if upper else _lower_down(lips, place, points)
         for name, field in down.items():
             fields[sheet, COEFFICIENTS.index(name), ..., 1] = field
-        for name, field in _sideways(place).items():
+        for name, field in _sideways(lips, place).items():
             fields[sheet, COEFFICIENTS.index(name), ..., 0] = field
     fields = (fields @ frame.axes.T).astype(np.float32)
     near = PROTRUSION * place.beside * np.exp(-((points[..., 1] / 0.2) ** 2))
@@ -270,16 +281,25 @@ def movement_fields(frame: HeadFrame, lips: Lips, points: np.ndarray) -> np.ndar
     return fields
 
 
-def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
-    """Distance of points (..., 2) from the inner lip edges into each sheet, (..., 2) float32.
+def cut_margin(gap: np.ndarray) -> np.ndarray:
+    """How much of each lip of an open portrait is cut away, because teeth shine through its edge."""
+    return np.minimum(LIP_MARGIN, 0.2 * gap)
 
-    Eye distances; positive on the sheet, negative in the mouth and beyond it.
+
+def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
+    """Distance of points (..., 2) from the cut inner lip edges into each sheet, (..., 2) float32.
+
+    Eye distances; positive on the sheet, negative in the mouth and beyond it. Beside the mouth the
+    sheets overlap more and more, so that no gap can open there.
     """
     right, down = points[..., 0], points[..., 1]
+    beside = np.maximum(np.maximum(lips.left - right, right - lips.right), 0)
     distances = np.empty(points.shape, np.float32)
     step = lips.grid[1] - lips.grid[0]
     for sheet, (table, sign) in enumerate(((lips.upper, -1), (lips.lower, 1))):
         steepness = np.sqrt(1 + np.gradient(table, step) ** 2)
         edge = np.interp(right, lips.grid, table)
         distances[..., sheet] = sign * (down - edge) / np.interp(right, lips.grid, steepness)
+    gap = np.interp(right, lips.grid, lips.lower - lips.upper)
+    distances += (np.minimum(2 * beside, 0.05) - cut_margin(gap))[..., None]
     return distances
