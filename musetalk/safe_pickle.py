@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from musetalk.errors import CacheError, MuseTalkError
+from musetalk.errors import CacheError, MuseTalkError, MuseTalkError
 
 _NUMERIC_KINDS = "biuf"
 _NUMPY_MODULES = (
@@ -69,7 +69,8 @@ class _PlainArray(np.ndarray):
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, fortran, data = state
         array = _from_bytes(data, dtype, shape, "F" if fortran else "C")
-        super().__setstate__((1, array.shape, array.dtype, bool(fortran), array.tobytes("A")))
+        state = (1, array.shape, array.dtype, bool(fortran), array.tobytes("A"))
+        super().__setstate__(state)  # type: ignore[arg-type]
 
 
 def _from_bytes(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:

@@ -139,7 +139,7 @@ class Template:
                 processed_at=float(data["processed_at"]),
             )
             template._check_images()
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as e:
             raise CacheError(
                 f"the template cache is damaged 模板缓存已损坏: {e}",
                 "run preprocessing again 请重新运行预处理",

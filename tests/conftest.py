@@ -1,0 +1,68 @@
+"""Pictures, sounds and templates that many tests need, made small and without a network."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk.config import REPOSITORY
+from musetalk.geometry import Box, crop_box
+from musetalk.template import Template
+
+PORTRAIT = REPOSITORY / "models" / "lite" / "portraits" / "astronaut.jpg"
+SPEECH = REPOSITORY / "models" / "lite" / "speech" / "demo_en.flac"
+
+
+@pytest.fixture
+def portrait() -> Path:
+    """A real face, 512²."""
+    return PORTRAIT
+
+
+@pytest.fixture
+def speech() -> Path:
+    """Eight seconds of synthetic English."""
+    return SPEECH
+
+
+@pytest.fixture
+def write_tone(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a 16-bit mono wav of a sine; returns its path."""
+
+    def write(n_samples: int, rate: int = 16_000, name: str = "tone.wav") -> Path:
+        path = tmp_path / name
+        samples = 8000 * np.sin(2 * np.pi * 220 * np.arange(n_samples) / rate)
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes(samples.astype("<i2").tobytes())
+        return path
+
+    return write
+
+
+def make_template(
+    n_frames: int = 3, size: tuple[int, int] = (64, 48), faceless: tuple[int, ...] = ()
+) -> Template:
+    """A template of noise, (width, height) `size`, with a soft mask and small float latents."""
+    random = np.random.default_rng(7)
+    width, height = size
+    bbox: Box = (width // 4, height // 4, width * 3 // 4, height * 3 // 4)
+    crop = crop_box(bbox)
+    side = crop[2] - crop[0]
+    frames, bboxes, latents, masks, crops = [], [], [], [], []
+    for i in range(n_frames):
+        missing = i in faceless
+        frames.append(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        bboxes.append((0, 0, 0, 0) if missing else bbox)
+        crops.append((0, 0, 0, 0) if missing else crop)
+        latents.append(None if missing else random.standard_normal((4, 3)).astype(np.float32))
+        masks.append(
+            np.zeros((0, 0), np.uint8) if missing else random.integers(0, 256, (side, side), dtype=np.uint8)
+        )
+    return Template.from_frames(frames, bboxes, latents, masks, crops)

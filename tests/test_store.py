@@ -1,0 +1,280 @@
+"""The cache folder: publication, checks, hostile and damaged files, ids, locking."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk.errors import CacheError, CacheMissingError, InputError, OutputError
+from musetalk.store import TemplateStore, atomic_file, check_template_id, file_sha256
+from tests.conftest import make_template
+
+
+def publish(store: TemplateStore, template_id: str = "anna (2)", n_frames: int = 2) -> dict:
+    template = make_template(n_frames)
+    metadata = {"template_id": template_id, "version": "2.0", "engine": "lite", "frame_count": len(template)}
+    with store.lock(template_id):
+        return dict(store.publish(template_id, template, metadata, b"jpeg"))
+
+
+def stray_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(".tmp"))
+
+
+def test_published_template_loads_equal_and_shares_frames(tmp_path):
+    store = TemplateStore(tmp_path / "缓存 dir")
+    publish(store)
+    template, metadata = store.load("anna (2)")
+    expected = make_template(2)
+    for name in ("frames", "masks", "latents"):
+        for got, want in zip(getattr(template, name), getattr(expected, name), strict=True):
+            np.testing.assert_array_equal(got, want)
+    assert template.bboxes == expected.bboxes and template.crop_boxes == expected.crop_boxes
+    assert template.frames[0] is template.frames[3]
+    assert metadata["pkl_sha256"] == file_sha256(store.pickle_path("anna (2)"))
+
+
+def test_pickle_opens_without_the_package(tmp_path):
+    store = TemplateStore(tmp_path)
+    publish(store)
+    code = "import pickle,sys; d=pickle.load(open(sys.argv[1],'rb')); print(sorted(d), type(d['coord_list_cycle'][0]))"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(store.pickle_path("anna (2)"))],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert "mask_coords_list_cycle" in shown.stdout and "tuple" in shown.stdout
+
+
+def test_file_is_hardly_larger_than_its_unique_frames(tmp_path):
+    store = TemplateStore(tmp_path)
+    template = make_template(20, size=(640, 360))
+    with store.lock("clip"):
+        metadata = store.publish("clip", template, {"template_id": "clip"})
+    unique = sum(template.frames[i].nbytes + template.masks[i].nbytes for i in set(template.unique))
+    assert metadata["pkl_size"] == store.size("clip") < unique + 64_000
+
+
+def test_missing_template_has_the_documented_message(tmp_path):
+    with pytest.raises(CacheMissingError) as caught:
+        TemplateStore(tmp_path).load("xiaoha")
+    assert caught.value.message == "❌ 模板缓存不存在: xiaoha"
+    assert caught.value.hint.startswith("💡 请先运行预处理创建缓存")
+    assert caught.value.exit_code == 6
+
+
+def _flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda pkl, meta: _flip(pkl, pkl.stat().st_size // 2),
+        lambda pkl, meta: pkl.write_bytes(pkl.read_bytes()[:-100]),
+        lambda pkl, meta: pkl.write_bytes(b""),
+        lambda pkl, meta: pkl.unlink(),
+        lambda pkl, meta: meta.write_bytes(meta.read_bytes()[:40]),
+        lambda pkl, meta: meta.write_text("[]"),
+        lambda pkl, meta: meta.write_text('{"template_id": "other"}'),
+        lambda pkl, meta: meta.write_bytes(b"\xff\xfe"),
+        lambda pkl, meta: meta.write_text(
+            json.dumps({**json.loads(meta.read_text("utf-8")), "schema_version": 99})
+        ),
+    ],
+)
+def test_damage_is_seen_by_check_and_load(tmp_path, damage):
+    store = TemplateStore(tmp_path)
+    publish(store)
+    damage(store.pickle_path("anna (2)"), store.metadata_path("anna (2)"))
+    check = store.check("anna (2)")
+    assert check.exists and not check.valid and check.hint
+    with pytest.raises(CacheError):
+        store.load("anna (2)")
+
+
+class _Payload:
+    def __init__(self, module_function, *arguments):
+        self.call = module_function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        _Payload(os.system, "echo hostile > hostile.txt"),
+        _Payload(eval, "open('hostile.txt','w')"),
+        _Payload(getattr, "text", "__class__"),
+        _Payload(np.save, "hostile.txt", 1),
+        _Payload(np.dtype, "O"),
+        _Payload(np.ndarray, (10**14,), "u1"),
+        _Payload(subprocess.Popen, ["touch", "hostile.txt"]),
+        np.array([_Payload(os.system, "echo hostile > hostile.txt")], dtype=object),
+        np.zeros(3, dtype=[("a", "O")]),
+    ],
+)
+def test_hostile_pickle_is_refused_and_not_executed(tmp_path, monkeypatch, payload):
+    monkeypatch.chdir(tmp_path)
+    store = TemplateStore(tmp_path)
+    publish(store)
+    data = {**make_template(1).to_dict(), "input_latent_list_cycle": [payload, payload]}
+    path = store.pickle_path("anna (2)")
+    path.write_bytes(pickle.dumps(data, protocol=4))
+    metadata = json.loads(store.metadata_path("anna (2)").read_text("utf-8"))
+    metadata.update(pkl_sha256=file_sha256(path), pkl_size=path.stat().st_size)
+    store.metadata_path("anna (2)").write_text(json.dumps(metadata))
+    with pytest.raises(CacheError):
+        store.load("anna (2)")
+    assert not Path("hostile.txt").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_cache_of_the_original_system_loads_without_a_checksum(tmp_path, protocol):
+    store = TemplateStore(tmp_path)
+    data = make_template(2).to_dict()
+    data["coord_list_cycle"] = [tuple(np.int64(v) for v in box) for box in data["coord_list_cycle"]]
+    data["mask_list_cycle"] = [np.asfortranarray(mask) for mask in data["mask_list_cycle"]]
+    store.pickle_path("old").write_bytes(pickle.dumps(data, protocol=protocol))
+    store.metadata_path("old").write_text(json.dumps({"template_id": "old", "version": "1.0"}))
+    template, _ = store.load("old")
+    np.testing.assert_array_equal(template.masks[1], make_template(2).masks[1])
+    assert template.bboxes == make_template(2).bboxes
+    check = store.check("old")
+    assert check.valid and "legacy" in check.message
+
+
+@pytest.mark.parametrize("good", ["xiaoha", "小哈_3f2a", "anna (2)", "a.b-c[1]", "हिन्दी", "é" * 60])
+def test_ids_people_choose_are_accepted(good):
+    assert check_template_id(good) == good
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("", " ", "../x", "a/b", "a\\b", ".hidden", "CON", "nul.txt", "com1", "x" * 121, "模" * 100, "a:b"),
+        *("a\0b", "a\nb", "trailing.", "a*", "<a>", "~", "x" * 300),
+    ],
+)
+def test_ids_that_are_no_file_name_are_refused(bad):
+    with pytest.raises(InputError) as caught:
+        check_template_id(bad)
+    assert caught.value.exit_code == 3 and len(caught.value.message) < 150
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(target) as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_folder_that_cannot_be_made_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError), TemplateStore(tmp_path / "file" / "cache").lock("x"):
+        pass
+
+
+def _publish_again_and_again(folder: str, started, stop) -> None:
+    store = TemplateStore(folder)
+    n_frames = 0
+    while not stop.is_set():
+        publish(store, "busy", 1 + n_frames % 3)
+        n_frames += 1
+        started.set()
+
+
+def test_readers_beside_writers_in_other_processes_see_whole_templates(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started, stop = context.Event(), context.Event()
+    writers = [
+        context.Process(target=_publish_again_and_again, args=(str(tmp_path), started, stop))
+        for _ in range(2)
+    ]
+    for writer in writers:
+        writer.start()
+    try:
+        assert started.wait(60)
+        store = TemplateStore(tmp_path)
+        seen = {len(store.load("busy")[0]) for _ in range(60)}
+        assert all(store.check("busy").valid for _ in range(20))
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join(60)
+    assert seen <= {2, 4, 6} and not stray_files(tmp_path)
+
+
+def test_killed_writer_leaves_no_half_template(tmp_path):
+    code = (
+        "import sys, os\nfrom musetalk import store\nfrom tests.test_store import publish, TemplateStore\n"
+        "original = store.replace_file\n"
+        "def dies(source, target):\n"
+        "    if target.name.endswith(sys.argv[2]): os._exit(9)\n"
+        "    original(source, target)\n"
+        "store.replace_file = dies\npublish(TemplateStore(sys.argv[1]), 'x')\n"
+    )
+    store = TemplateStore(tmp_path)
+    for stage in ("_preprocessed.pkl", "_preview.jpg", "_metadata.json"):
+        publish(store, "x")
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), stage], check=False)
+        assert done.returncode == 9
+        assert not store.check("x").valid
+        with pytest.raises(CacheError):
+            store.load("x")
+        publish(store, "x")
+        assert store.check("x").valid and not stray_files(tmp_path)
+
+
+def test_lock_excludes_other_threads(tmp_path):
+    store, order = TemplateStore(tmp_path), []
+    entered = threading.Event()
+
+    def second():
+        entered.set()
+        with TemplateStore(tmp_path).lock("x"):
+            order.append("second")
+
+    with store.lock("x"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        entered.wait()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_list_info_export_and_clean(tmp_path):
+    store = TemplateStore(tmp_path / "cache")
+    assert store.template_ids() == [] and store.info()["template_count"] == 0
+    publish(store, "b")
+    publish(store, "小哈")
+    assert store.template_ids() == ["b", "小哈"] and store.info()["templates"] == ["b", "小哈"]
+    store.export("b", tmp_path / "copy" / "state.pkl")
+    assert file_sha256(tmp_path / "copy" / "state.pkl") == file_sha256(store.pickle_path("b"))
+    assert store.clean("b") == 3 and store.template_ids() == ["小哈"] and not store.check("b").exists
+
+
+def test_folder_hash_follows_content_and_names(tmp_path):
+    (tmp_path / "1.png").write_bytes(b"one")
+    first = file_sha256(tmp_path)
+    (tmp_path / "1.png").rename(tmp_path / "2.png")
+    second = file_sha256(tmp_path)
+    (tmp_path / "2.png").write_bytes(b"two")
+    assert len({first, second, file_sha256(tmp_path)}) == 3
