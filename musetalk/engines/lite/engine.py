@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from musetalk.template import Template
 
 MESH_POINTS = 478
-LATTICE_NODES = 64
 WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
 KEPT_FRAMES = 8
+FULL_MASK = 236  # of 255; where the blend mask is above, the face replaces the template's pixels
 EDGE_RAMP = 0.20  # eye distances over which movement fades towards the blend mask's edge
 
 
@@ -43,6 +43,8 @@ class PreparedFace:
     lattice: warp.Lattice
     fields: np.ndarray
     hold: np.ndarray
+    node_distances: np.ndarray
+    pixels: np.ndarray
     distances: np.ndarray
     mouth: Box
     contour: np.ndarray
@@ -147,18 +149,15 @@ def prepare_face(
     height, width = picture.shape[:2]
     head = rig.head_frame(landmarks)
     lips = rig.measure_lips(head, landmarks)
-    lattice = warp.Lattice(min(LATTICE_NODES, width), min(LATTICE_NODES, height), width, height)
+    freedom, rect = _freedom(_mask_in_box(mask, crop_box, bbox), width, height, head.eye_distance)
+    lattice = warp.lattice_over(rect)
     nodes = head.to_head(lattice.nodes().astype(np.float64))
     contour = landmarks[[*rig.INNER_UPPER, *rig.INNER_LOWER], :2]
-    contour_fields = rig.movement_fields(head, lips, head.to_head(contour))
-    mouth = _mouth_rect(head, lips, width, height)
-    here = head.to_head(warp.pixel_grid(mouth)).astype(np.float32)
+    mouth = _mouth_rect(head, lips, rect)
+    here = head.to_head(warp.pixel_grid(mouth))
     distances = rig.edge_distances(lips, here)
     x1, y1, x2, y2 = mouth
     palette = interior.measure_palette(picture, landmarks)
-    layers = interior.paint_layers(
-        picture[y1:y2, x1:x2], here, distances, lips, palette, 1 / head.eye_distance
-    )
     return PreparedFace(
         picture=picture,
         landmarks=landmarks,
@@ -166,15 +165,17 @@ def prepare_face(
         lips=lips,
         lattice=lattice,
         fields=rig.movement_fields(head, lips, nodes),
-        hold=_hold(mask, crop_box, bbox, lattice, head.eye_distance),
+        hold=warp.reduce(freedom, lattice),
+        node_distances=rig.edge_distances(lips, nodes),
+        pixels=warp.pixel_grid(rect),
         distances=distances,
         mouth=mouth,
         contour=contour,
-        contour_fields=np.concatenate(
-            [contour_fields[0, :, : len(rig.INNER_UPPER)], contour_fields[1, :, len(rig.INNER_UPPER) :]], axis=1
-        ),
+        contour_fields=rig.movement_fields(head, lips, head.to_head(contour)),
         palette=palette,
-        layers=layers,
+        layers=interior.paint_layers(
+            picture[y1:y2, x1:x2], here.astype(np.float32), distances, lips, palette, 1 / head.eye_distance
+        ),
     )
 
 
@@ -190,55 +191,67 @@ def _working_picture(frame: np.ndarray, bbox: Box, mesh: np.ndarray) -> tuple[np
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA), mesh.astype(np.float64) * scale
 
 
-def _mouth_rect(head: rig.HeadFrame, lips: rig.Lips, width: int, height: int) -> Box:
-    """The pixels that the open mouth may ever cover."""
+def _mouth_rect(head: rig.HeadFrame, lips: rig.Lips, rect: Box) -> Box:
+    """The pixels of `rect` that the open mouth may ever cover."""
     seam = float(np.interp(0, lips.grid, lips.upper))
     right = np.array([lips.left - 0.12, lips.right + 0.12])
     down = np.array([seam - 0.16, seam + 0.46])
     corners = head.to_pixels(np.stack(np.meshgrid(right, down), axis=-1).reshape(-1, 2))
-    low = np.clip(np.floor(corners.min(axis=0)), 0, [width - 2, height - 2]).astype(int)
-    high = np.clip(np.ceil(corners.max(axis=0)) + 1, low + 2, [width, height]).astype(int)
-    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+    return _whole_rect(corners.min(axis=0), corners.max(axis=0) + 1, rect)
 
 
-def _hold(
-    mask: np.ndarray, crop_box: Box, bbox: Box, lattice: warp.Lattice, eye_distance: float
-) -> np.ndarray:
-    """How freely the lattice's nodes may move, (rows, columns, 1): 0 at the mask's edge, 1 inside."""
-    import cv2
+def _whole_rect(low: np.ndarray, high: np.ndarray, within: Box) -> Box:
+    """The whole pixels around `low` to `high`, inside `within` and at least 2 × 2."""
+    start, end = np.array(within[:2]), np.array(within[2:])
+    first = np.clip(np.floor(low).astype(int), start, end - 2)
+    last = np.clip(np.ceil(high).astype(int), first + 2, end)
+    return int(first[0]), int(first[1]), int(last[0]), int(last[1])
 
+
+def _mask_in_box(mask: np.ndarray, crop_box: Box, bbox: Box) -> np.ndarray:
+    """The blend mask over the face's box alone, 0 where it doesn't reach."""
     x1, y1, x2, y2 = bbox
     inside = np.zeros((y2 - y1, x2 - x1), np.uint8)
     left, top = crop_box[0] - x1, crop_box[1] - y1
     rows = slice(max(top, 0), max(min(top + mask.shape[0], y2 - y1), 0))
     columns = slice(max(left, 0), max(min(left + mask.shape[1], x2 - x1), 0))
     inside[rows, columns] = mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    small = cv2.resize(inside, (lattice.width, lattice.height), interpolation=cv2.INTER_AREA)
-    framed = np.pad((small > 240).astype(np.uint8), 1)
-    depth = cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    depth = cv2.resize(depth, (lattice.columns, lattice.rows), interpolation=cv2.INTER_AREA)
+    return inside
+
+
+def _freedom(mask: np.ndarray, width: int, height: int, eye_distance: float) -> tuple[np.ndarray, Box]:
+    """How freely pixels may move, float32 (height, width), and the rectangle where they may at all.
+
+    0 from the mask's edge outwards, rising to 1 within `EDGE_RAMP`: what the mask blends with the
+    template's own pixels must not have moved against them.
+    """
+    import cv2
+
+    full = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA) > FULL_MASK
+    depth = cv2.distanceTransform(np.pad(full.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
     x = np.clip(depth / (EDGE_RAMP * eye_distance), 0, 1)
-    return (x * x * (3 - 2 * x))[..., None].astype(np.float32)
+    rows, columns = np.flatnonzero(full.any(axis=1)), np.flatnonzero(full.any(axis=0))
+    everything = (0, 0, width, height)
+    if not len(rows):
+        return x, everything
+    low, high = np.array([columns[0], rows[0]]), np.array([columns[-1] + 1, rows[-1] + 1])
+    return (x * x * (3 - 2 * x)).astype(np.float32), _whole_rect(low, high, everything)
 
 
 def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """The face with its mouth in the shape of `parameters` (10,): (h, w, 3) uint8 BGR."""
-    sheets = np.tensordot(coefficients, face.fields, axes=([0], [1]))
-    upper, lower = (warp.invert(sheet, face.lattice) * face.hold for sheet in sheets)
-    nodes = face.lattice.nodes()
-    over = _above_seam(face, nodes, upper, lower)
-    whole = (0, 0, face.lattice.width, face.lattice.height)
-    places = warp.enlarge(np.where(over, upper, lower), face.lattice, whole) + warp.pixel_grid(whole)
-    result = warp.sample(face.picture, places)
+    upper_sheet, lower_sheet = np.tensordot(coefficients, face.fields, axes=([0], [1]))
+    upper, upper_places = warp.invert(upper_sheet, face.hold, face.lattice)
+    lower, lower_places = warp.invert(lower_sheet, face.hold, face.lattice)
+    above = warp.sample(face.node_distances, upper_places, sharp=False)[..., :1]
+    below = warp.sample(face.node_distances, lower_places, sharp=False)[..., 1:]
+    merged = np.where(above >= below, upper, lower)
+    x1, y1, x2, y2 = face.lattice.rect
+    result = face.picture.copy()
+    places = warp.enlarge(merged, face.lattice, face.lattice.rect) + face.pixels
+    result[y1:y2, x1:x2] = warp.sample(face.picture, places)
     _draw_mouth(result, face, parameters, coefficients, upper, lower)
     return result
-
-
-def _above_seam(face: PreparedFace, nodes: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    head = face.frame.to_head
-    above = rig.edge_distances(face.lips, head(nodes + upper))[..., 0]
-    below = rig.edge_distances(face.lips, head(nodes + lower))[..., 1]
-    return (above >= below)[..., None]
 
 
 def _draw_mouth(
@@ -290,9 +303,6 @@ def _shares(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _opening_rect(face: PreparedFace, coefficients: np.ndarray) -> Box:
-    moved = face.contour + np.tensordot(coefficients, face.contour_fields, axes=([0], [0]))
+    moved = face.contour + np.tensordot(coefficients, face.contour_fields, axes=([0], [1]))
     margin = 0.06 * face.frame.eye_distance + 2 * face.lattice.cell.max()
-    x1, y1, x2, y2 = face.mouth
-    low = np.clip(np.floor(moved.min(axis=0) - margin), [x1, y1], [x2 - 2, y2 - 2]).astype(int)
-    high = np.clip(np.ceil(moved.max(axis=0) + margin), low + 2, [x2, y2]).astype(int)
-    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+    return _whole_rect(moved.min(axis=(0, 1)) - margin, moved.max(axis=(0, 1)) + margin, face.mouth)

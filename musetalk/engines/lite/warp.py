@@ -10,71 +10,90 @@ from typing import NamedTuple
 
 import numpy as np
 
-INVERSION_STEPS = 6
+INVERSION_STEPS = 5
+NODES = 48  # a side, at most
+CELL = 3  # pixels, at least
 
 
 class Lattice(NamedTuple):
-    """Nodes at the centres of equal cells over a picture, as `cv2.resize` places them.
+    """Nodes at the centres of equal cells over a rectangle of a picture, as `cv2.resize` places them.
 
     Attributes:
         columns, rows: number of nodes.
-        width, height: pixels of the picture.
+        rect: (x1, y1, x2, y2) pixels of the picture.
     """
 
     columns: int
     rows: int
-    width: int
-    height: int
+    rect: tuple[int, int, int, int]
 
     @property
     def cell(self) -> np.ndarray:
         """(2,) float32 pixels between nodes, x and y."""
-        return np.array([self.width / self.columns, self.height / self.rows], np.float32)
+        x1, y1, x2, y2 = self.rect
+        return np.array([(x2 - x1) / self.columns, (y2 - y1) / self.rows], np.float32)
 
     def nodes(self) -> np.ndarray:
-        """(rows, columns, 2) float32 pixel coordinates."""
-        x = (np.arange(self.columns, dtype=np.float32) + 0.5) * self.cell[0] - 0.5
-        y = (np.arange(self.rows, dtype=np.float32) + 0.5) * self.cell[1] - 0.5
-        return np.stack(np.meshgrid(x, y), axis=-1)
+        """(rows, columns, 2) float32 pixel coordinates in the picture."""
+        return (self.numbers() + 0.5) * self.cell - 0.5 + np.array(self.rect[:2], np.float32)
+
+    def numbers(self) -> np.ndarray:
+        """(rows, columns, 2) float32 node numbers: column, row."""
+        x, y = np.meshgrid(np.arange(self.columns), np.arange(self.rows))
+        return np.stack([x, y], axis=-1).astype(np.float32)
 
 
-def invert(forward: np.ndarray, lattice: Lattice) -> np.ndarray:
-    """The displacement b with b(y) = -forward(y + b(y)), by fixed-point iteration.
+def lattice_over(rect: tuple[int, int, int, int]) -> Lattice:
+    """The lattice for a picture's rectangle (x1, y1, x2, y2)."""
+    x1, y1, x2, y2 = rect
+    return Lattice(*(int(np.clip(side // CELL, 2, NODES)) for side in (x2 - x1, y2 - y1)), rect)
+
+
+def invert(forward: np.ndarray, hold: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
+    """The displacement b with b(y) = -forward(y + b(y)), by fixed-point iteration, times `hold`.
 
     Args:
         forward: (rows, columns, 2) float32 pixels, of slope below one.
+        hold: (rows, columns, 1) float32, 0 where nothing may move, 1 where all may.
 
     Returns:
-        (rows, columns, 2) float32 pixels: from a place in the result to its place in the source.
+        (rows, columns, 2) float32 pixels from a place in the result to its place in the source, and
+        that place as node numbers.
     """
     import cv2
 
-    per_node = 1 / lattice.cell
-    start = np.stack(
-        np.meshgrid(np.arange(lattice.columns), np.arange(lattice.rows)), axis=-1
-    ).astype(np.float32)
-    forward = np.ascontiguousarray(forward * per_node)
-    places = start - forward
+    cell, start = lattice.cell, lattice.numbers()
+    in_cells = forward / cell
+    places = start - in_cells
     for _ in range(INVERSION_STEPS - 1):
-        moved = cv2.remap(forward, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.remap(in_cells, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         places = start - moved
-    return (places - start) * lattice.cell
+    steps = (places - start) * hold
+    return steps * cell, start + steps
 
 
 def enlarge(field: np.ndarray, lattice: Lattice, rect: tuple[int, int, int, int]) -> np.ndarray:
-    """A lattice field at every pixel of `rect` (x1, y1, x2, y2), float32 (h, w, channels)."""
+    """A lattice field at every pixel of `rect`, within the lattice's, float32 (h, w, channels)."""
     import cv2
 
     x1, y1, x2, y2 = rect
-    if rect == (0, 0, lattice.width, lattice.height):
-        return cv2.resize(field, (x2, y2), interpolation=cv2.INTER_LINEAR)
-    cell_x, cell_y = (float(value) for value in lattice.cell)
-    to_node = np.array(
-        [[1 / cell_x, 0, (x1 + 0.5) / cell_x - 0.5], [0, 1 / cell_y, (y1 + 0.5) / cell_y - 0.5]]
-    )
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     size = (x2 - x1, y2 - y1)
+    if rect == lattice.rect:
+        return cv2.resize(field, size, interpolation=cv2.INTER_LINEAR)
+    cell_x, cell_y = (float(value) for value in lattice.cell)
+    left, top = x1 - lattice.rect[0] + 0.5, y1 - lattice.rect[1] + 0.5
+    to_node = np.array([[1 / cell_x, 0, left / cell_x - 0.5], [0, 1 / cell_y, top / cell_y - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(field, to_node, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def reduce(picture: np.ndarray, lattice: Lattice) -> np.ndarray:
+    """A float32 picture (h, w) averaged over the lattice's cells, (rows, columns, 1)."""
+    import cv2
+
+    x1, y1, x2, y2 = lattice.rect
+    size = (lattice.columns, lattice.rows)
+    return cv2.resize(picture[y1:y2, x1:x2], size, interpolation=cv2.INTER_AREA)[..., None]
 
 
 def pixel_grid(rect: tuple[int, int, int, int]) -> np.ndarray:
