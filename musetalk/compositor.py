@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from musetalk.config import ParsingMode
+from musetalk.faces.labels import LABEL_SIDE, LOWER_LIP, MOUTH, NECK, NOSE, SKIN, UPPER_LIP
 from musetalk.geometry import Box, crop_box
 
 if TYPE_CHECKING:
     from musetalk.template import Template
-
-LABEL_SIDE = 512  # pixels, of the label map
-SKIN, NOSE, MOUTH, UPPER_LIP, LOWER_LIP, NECK = 1, 10, 11, 12, 13, 14  # CelebAMask-HQ classes
 
 _UPPER_BOUNDARY = 0.5  # of the crop box; above it nothing is blended
 _BLUR = 0.1  # kernel side over the crop box's
@@ -173,8 +171,7 @@ class _Patch:
 class FrameCompositor:
     """Composes output frames from a template's frames and generated faces.
 
-    One object serves one thread. `index` is a position of the template's cycle: its unique frames
-    forward, then backward.
+    One object serves one thread. `index` is a position of the template's cycle.
     """
 
     def __init__(self, template: Template) -> None:
@@ -191,7 +188,7 @@ class FrameCompositor:
 
     def compose_bgr(self, index: int, face: np.ndarray | None) -> np.ndarray:
         """The blended frame (H, W, 3) uint8 BGR; without a face, a copy of the template's frame."""
-        unique = self._unique(index)
+        unique = self._template.unique[index]
         frame = self._template.frames[unique].copy()
         patch = self._patch(unique) if face is not None else None
         if patch is not None and face is not None:
@@ -205,16 +202,12 @@ class FrameCompositor:
         even by repeating its last row or column. `out` is (H * 3 // 2, W) uint8 contiguous of
         `buffer_shape`, the caller's own, and is returned.
         """
-        unique = self._unique(index)
+        unique = self._template.unique[index]
         np.copyto(out, self._background(unique))
         patch = self._patch(unique) if face is not None else None
         if patch is not None and face is not None:
             self._write_patch(out, self._template.frames[unique], patch, patch.blend(face))
         return out
-
-    def _unique(self, index: int) -> int:
-        count = self._template.unique_count
-        return index if index < count else 2 * count - 1 - index
 
     def _patch(self, unique: int) -> _Patch | None:
         if self._patch_of[0] != unique:

@@ -1,0 +1,197 @@
+"""MediaPipe's face mesh: the default detector, small enough to run anywhere.
+
+The mesh has no box of its own, so its bounding box stands for the detection: it spans hairline to chin
+and temple to temple, as the reference's S3FD boxes do. MediaPipe looks at the whole frame in 128²
+pixels and misses faces that are very small or fill the frame; a still without a face is therefore
+searched again on overlapping tiles and with a margin around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from musetalk.errors import EngineError
+from musetalk.faces.base import Face, by_size
+from musetalk.geometry import MESH_TO_68, Box, bounding_box, overlap
+
+log = logging.getLogger(__name__)
+_STDERR = 2  # file descriptor
+_MAX_FACES = 4
+_MIN_FACE = 16  # pixels, the longer side of a detection worth a template
+_SEARCH_EVERY = 10  # frames of a video without a face between two thorough searches
+_TILE_SHARE = (0.6, 0.4)  # of the frame's longer side, one round of tiles each
+_SAME_FACE = 0.3  # intersection over union of detections of one face on two tiles
+
+
+class MediapipeDetector:
+    """Face mesh of 478 points by MediaPipe FaceMesh with refined lips and irises.
+
+    Args:
+        video: track from frame to frame instead of searching each frame anew.
+
+    Raises:
+        EngineError: MediaPipe isn't installed.
+    """
+
+    name = "mediapipe"
+
+    def __init__(self, video: bool = False) -> None:
+        self._still = _FaceMesh(static=True)
+        self._tracker = _FaceMesh(static=False) if video else None
+        self._last_box: Box | None = None
+        self._missed = 0
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        """The faces of `frame` (H, W, 3) uint8 BGR, largest first."""
+        if self._tracker is None:
+            return self._still.faces(frame) or self._search(frame)
+        faces = self._tracker.faces(frame) or self._recover(frame)
+        self._missed = 0 if faces else self._missed + 1
+        self._last_box = faces[0].detection if faces else self._last_box
+        return faces
+
+    def _recover(self, frame: np.ndarray) -> list[Face]:
+        """Faces that the tracker lost: near the last place at once, anywhere else now and then."""
+        if self._last_box is not None:
+            near = self._on_tile(frame, _grown(self._last_box))
+            if near:
+                return near
+        return self._search(frame) if self._missed % _SEARCH_EVERY == 0 else []
+
+    def _search(self, frame: np.ndarray) -> list[Face]:
+        """Faces too large or too small for a plain look at the whole frame."""
+        height, width = frame.shape[:2]
+        margin = max(height, width) // 2
+        faces = self._on_tile(frame, (-margin, -margin, width + margin, height + margin))
+        for share in _TILE_SHARE:
+            if faces:
+                break
+            faces = _distinct(
+                face for tile in _tiles(height, width, share) for face in self._on_tile(frame, tile)
+            )
+        return faces
+
+    def _on_tile(self, frame: np.ndarray, tile: Box) -> list[Face]:
+        """The faces found on `tile` alone, black where it leaves the frame, in pixels of the frame."""
+        x1, y1, x2, y2 = tile
+        inside = frame[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
+        if not inside.size:
+            return []
+        image = np.zeros((y2 - y1, x2 - x1, 3), dtype=np.uint8)
+        top, left = max(-y1, 0), max(-x1, 0)
+        image[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        return [_moved(face, x1, y1) for face in self._still.faces(image)]
+
+
+class _FaceMesh:
+    """MediaPipe's solution object, kept quiet: its C++ parts write warnings at the first frame."""
+
+    def __init__(self, static: bool) -> None:
+        self._static = static
+        self._solution: Any = None
+
+    def faces(self, frame: np.ndarray) -> list[Face]:
+        import cv2
+
+        rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        if self._solution is None:
+            with _native_messages_logged():
+                self._solution = _make_solution(self._static)
+                result = self._solution.process(rgb)
+        else:
+            result = self._solution.process(rgb)
+        height, width = frame.shape[:2]
+        found = [_to_face(mesh.landmark, height, width) for mesh in result.multi_face_landmarks or ()]
+        return by_size(face for face in found if _is_usable(face, height, width))
+
+
+def _make_solution(static: bool) -> Any:
+    try:
+        from mediapipe.python.solutions.face_mesh import FaceMesh
+    except ImportError as e:
+        raise EngineError(
+            f"mediapipe can't be imported: {e}", "pip install --no-deps mediapipe==0.10.21 请安装mediapipe"
+        ) from e
+    return FaceMesh(static_image_mode=static, max_num_faces=_MAX_FACES, refine_landmarks=True)
+
+
+def _to_face(points: Iterable[Any], height: int, width: int) -> Face:
+    """A face from MediaPipe's normalised points; its z has the scale of x."""
+    mesh = np.array([(p.x * width, p.y * height, p.z * width) for p in points], dtype=np.float32)
+    return face_of_mesh(mesh[:, :2].copy(), mesh[:, 2].copy())
+
+
+def face_of_mesh(mesh: np.ndarray, mesh_z: np.ndarray) -> Face:
+    """The face with this mesh (478, 2) and depth (478,), float32 pixels."""
+    return Face(mesh[list(MESH_TO_68)], bounding_box(mesh), mesh, mesh_z)
+
+
+def _is_usable(face: Face, height: int, width: int) -> bool:
+    """Whether a face is large enough and its middle inside the frame."""
+    x1, y1, x2, y2 = face.detection
+    inside = 0 <= x1 + x2 <= 2 * width and 0 <= y1 + y2 <= 2 * height
+    return inside and max(x2 - x1, y2 - y1) >= _MIN_FACE
+
+
+def _moved(face: Face, x: int, y: int) -> Face:
+    assert face.mesh is not None and face.mesh_z is not None
+    return face_of_mesh(face.mesh + np.array([x, y], dtype=np.float32), face.mesh_z)
+
+
+def _grown(box: Box) -> Box:
+    """A box of twice the sides around the same middle."""
+    x1, y1, x2, y2 = box
+    half_width, half_height = (x2 - x1) // 2, (y2 - y1) // 2
+    return x1 - half_width, y1 - half_height, x2 + half_width, y2 + half_height
+
+
+def _tiles(height: int, width: int, share: float) -> Iterator[Box]:
+    """Squares of `share` of the longer side that cover the frame, overlapping by half or more."""
+    side = round(max(height, width) * share)
+    for y in _steps(height, side):
+        for x in _steps(width, side):
+            yield x, y, x + side, y + side
+
+
+def _steps(length: int, side: int) -> list[int]:
+    if side >= length:
+        return [0]
+    count = -(-2 * (length - side) // side) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def _distinct(faces: Iterable[Face]) -> list[Face]:
+    """`faces`, largest first, without repeats of one face seen on several tiles."""
+    result: list[Face] = []
+    for face in by_size(faces):
+        if all(overlap(face.detection, other.detection) < _SAME_FACE for other in result):
+            result.append(face)
+    return result
+
+
+@contextmanager
+def _native_messages_logged() -> Iterator[None]:
+    """What native code writes to the process's stderr becomes one debug message of our log."""
+    try:
+        saved = os.dup(_STDERR)
+    except OSError:  # a process without stderr
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.dup2(file.fileno(), _STDERR)
+            yield
+        finally:
+            os.dup2(saved, _STDERR)
+            os.close(saved)
+            file.seek(0)
+            log.debug("mediapipe: %s", file.read().decode("utf-8", "replace").strip())
