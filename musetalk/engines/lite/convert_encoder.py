@@ -104,7 +104,7 @@ def encoder_weights(variables: Iterator[tuple[str, np.ndarray]]) -> dict[str, np
     return {name: values.astype(np.float16) for name, values in sorted(weights.items())}
 
 
-class _Graph:
+class OnnxGraph:
     """Collects ONNX nodes and initializers; each method adds one step and returns its output's name."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
@@ -195,7 +195,7 @@ def build_encoder(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """
     from onnx import TensorProto, helper
 
-    graph = _Graph(weights)
+    graph = OnnxGraph(weights)
     output = graph.encoder("mel")
     graph.nodes.append(helper.make_node("Identity", [output], ["hidden_states"]))
     model = helper.make_model(
