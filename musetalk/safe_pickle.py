@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from musetalk.errors import CacheError, MuseTalkError, MuseTalkError
+from musetalk.errors import CacheError, MuseTalkError
 
 _NUMERIC_KINDS = "biuf"
 _NUMPY_MODULES = (

@@ -46,7 +46,10 @@ def test_published_template_loads_equal_and_shares_frames(tmp_path):
 def test_pickle_opens_without_the_package(tmp_path):
     store = TemplateStore(tmp_path)
     publish(store)
-    code = "import pickle,sys; d=pickle.load(open(sys.argv[1],'rb')); print(sorted(d), type(d['coord_list_cycle'][0]))"
+    code = (
+        "import pickle, sys; data = pickle.load(open(sys.argv[1], 'rb'));"
+        "print(sorted(data), type(data['coord_list_cycle'][0]))"
+    )
     shown = subprocess.run(
         [sys.executable, "-c", code, str(store.pickle_path("anna (2)"))],
         capture_output=True,
@@ -182,7 +185,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_file(target) as stream:
         stream.write(b"half")
         raise ZeroDivisionError
-    assert target.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+    assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_folder_that_cannot_be_made_is_an_output_error(tmp_path):

@@ -35,7 +35,12 @@ REPLACE_ATTEMPTS = 20  # on Windows a virus scanner may hold a new file for a mo
 REPLACE_PAUSE = 0.1  # seconds
 TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
 NVENC_PRESETS = ("slow", "medium", "fast", *(f"p{level}" for level in range(1, 8)))
+MP4_SUFFIXES = (".mp4", ".mov")  # AAC; Matroska can't say where AAC's last packet ends, so it takes Opus
 WEBM_CODECS = ("vp8", "vp9", "av1", "vpx")
+
+COLOUR = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
+# swscale's quick default paths are up to 1.4 levels off on average
+SCALER = "bilinear+accurate_rnd+full_chroma_int"
 
 logger = logging.getLogger(__name__)
 
@@ -129,13 +134,15 @@ def read_video(path: Path | str) -> Iterator[np.ndarray]:
 
 
 def _decode_arguments(path: Path) -> list[str]:
-    """Time stamps are replaced by the frame's number: neither -vsync nor -fps_mode works in every ffmpeg."""
+    """Time stamps are replaced by the frame's number: neither -vsync nor -fps_mode works in every ffmpeg.
+
+    A tick is longer than any frame is shown, so that the last one isn't repeated to fill its time.
+    """
     import ffmpeg as builder
 
-    numbered = ffmpeg.input_stream(path)["V:0"].filter("settb", "1/25").filter("setpts", "N")
-    output = builder.output(
-        numbered, "pipe:1", format="rawvideo", pix_fmt="bgr24", r=25, sws_flags="bicubic+accurate_rnd"
-    )
+    numbered = ffmpeg.input_stream(path)["V:0"].filter("settb", "60/1").filter("setpts", "N")
+    converted = numbered.filter("scale", flags=SCALER).filter("format", "bgr24")
+    output = builder.output(converted, "pipe:1", format="rawvideo", r="1/60")
     return list(builder.get_args(output))
 
 
@@ -349,28 +356,25 @@ def _encode_arguments(
 ) -> list[str]:
     import ffmpeg as builder
 
-    colour = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
-    tags = {**colour, "color_range": "tv"}
     pictures = builder.input(
         "pipe:0",
         format="rawvideo",
         pix_fmt=pixel_format,
         video_size=size,
         framerate=f"{fps.numerator}/{fps.denominator}",
-        **(tags if pixel_format == "yuv420p" else {}),
-    )
-    streams = [pictures["v:0"]]
+    )["v:0"]
     if pixel_format == "bgr24":
-        streams = [
-            streams[0].filter("scale", out_color_matrix="bt601", out_range="tv", flags="bicubic+accurate_rnd")
-        ]
-    options = {**encoder_options(encoding, target.suffix), **tags, "map_metadata": -1}
+        pictures = pictures.filter("scale", out_color_matrix="bt601", out_range="tv", flags=SCALER)
+        pictures = pictures.filter("format", "yuv420p")
+    streams = [pictures.filter("setparams", range="tv", **COLOUR)]
+    # ffmpeg before 5 takes the tags from the options, later ones from the frames
+    options = {**encoder_options(encoding, target.suffix), **COLOUR, "color_range": "tv", "map_metadata": -1}
     if audio is not None:
         # numbered samples: a gap or a late start in the source would shift what was heard by the encoder
         sound = ffmpeg.input_stream(audio)["a:0"].filter("asetpts", "N/SR/TB")
-        streams.append(sound.filter("aformat", channel_layouts="mono|stereo"))
-        options |= {"acodec": "libopus" if target.suffix == ".webm" else "aac", "shortest": None}
-    if target.suffix in (".mp4", ".mov"):
+        streams.append(sound.filter("aformat", channel_layouts="mono|stereo", sample_rates="44100|48000"))
+        options |= {"acodec": "aac" if target.suffix in MP4_SUFFIXES else "libopus"}
+    if target.suffix in MP4_SUFFIXES:
         options |= {"movflags": "+faststart", "video_track_timescale": _timescale(fps)}
     output = builder.output(*streams, ffmpeg.file_url(target), **options)
     return list(builder.get_args(builder.overwrite_output(output)))
