@@ -180,7 +180,16 @@ _HOLD = 0.75  # pixels
 
 
 def _hold(track: np.ndarray) -> np.ndarray:
-    """`track` (T, d) as whole numbers that change only when the value is more than `_HOLD` away."""
+    """`track` (T, d) as whole numbers that change only when the value has left them by `_HOLD`.
+
+    Holding makes a change late; holding from the end backwards makes it early. Where the two differ
+    the rounded value decides, so that changes come in time.
+    """
+    late, early = _held(track), _held(track[::-1])[::-1]
+    return np.where(late == early, late, np.rint(track))
+
+
+def _held(track: np.ndarray) -> np.ndarray:
     held = np.rint(track)
     for i in range(1, len(held)):
         stay = np.abs(track[i] - held[i - 1]) <= _HOLD

@@ -104,7 +104,7 @@ def smooth_track(faces: Sequence[Face | None]) -> list[Face | None]:
     result = list(faces)
     for shot in shots([face.detection if face else NO_FACE for face in faces]):
         run = [face for face in faces[shot] if face is not None]
-        landmarks = _smooth([face.landmarks68 for face in run])
+        landmarks = smooth_over_time(np.stack([face.landmarks68 for face in run]), _LANDMARK_SIGMA)
         meshes = _smooth([face.mesh for face in run])
         depths = _smooth([face.mesh_z for face in run])
         for i, face in enumerate(run):
@@ -112,9 +112,9 @@ def smooth_track(faces: Sequence[Face | None]) -> list[Face | None]:
     return result
 
 
-def _smooth(tracks: Sequence[np.ndarray | None]) -> Sequence[np.ndarray | None]:
-    known = [values for values in tracks if values is not None]
-    return list(smooth_over_time(np.stack(known), _LANDMARK_SIGMA)) if len(known) == len(tracks) else tracks
+def _smooth(values: Sequence[np.ndarray | None]) -> Sequence[np.ndarray | None]:
+    known = [value for value in values if value is not None]
+    return list(smooth_over_time(np.stack(known), _LANDMARK_SIGMA)) if len(known) == len(values) else values
 
 
 def face_boxes(

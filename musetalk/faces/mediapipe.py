@@ -28,7 +28,7 @@ _MAX_FACES = 4
 _MIN_FACE = 16  # pixels, the longer side of a detection worth a template
 _SEARCH_EVERY = 10  # frames of a video without a face between two thorough searches
 _TILE_SHARE = (0.6, 0.4)  # of the frame's longer side, one round of tiles each
-_SAME_FACE = 0.3  # intersection over union of detections of one face on two tiles
+_SAME_FACE = 0.3  # intersection over union of two detections of one face
 
 
 class MediapipeDetector:
@@ -50,20 +50,27 @@ class MediapipeDetector:
         self._missed = 0
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """The faces of `frame` (H, W, 3) uint8 BGR, largest first."""
+        """The faces of `frame` (H, W, 3) uint8 BGR, largest first; in a video the one it follows."""
         if self._tracker is None:
             return self._still.faces(frame) or self._search(frame)
-        faces = self._tracker.faces(frame) or self._recover(frame)
+        faces = self._track(frame, self._tracker)
         self._missed = 0 if faces else self._missed + 1
         self._last_box = faces[0].detection if faces else self._last_box
         return faces
 
-    def _recover(self, frame: np.ndarray) -> list[Face]:
-        """Faces that the tracker lost: near the last place at once, anywhere else now and then."""
-        if self._last_box is not None:
-            near = self._on_tile(frame, _grown(self._last_box))
-            if near:
-                return near
+    def _track(self, frame: np.ndarray, tracker: _FaceMesh) -> list[Face]:
+        """The tracker's face while it is the one followed, else a new search, nearby first.
+
+        The tracker knows one face only, because looking for a second one costs a detection in
+        every frame.
+        """
+        tracked = tracker.faces(frame)
+        last = self._last_box
+        if last is not None and any(overlap(face.detection, last) > _SAME_FACE for face in tracked):
+            return tracked
+        near = self._on_tile(frame, _grown(last)) if last is not None else self._still.faces(frame)
+        if near or tracked:
+            return near or tracked
         return self._search(frame) if self._missed % _SEARCH_EVERY == 0 else []
 
     def _search(self, frame: np.ndarray) -> list[Face]:
@@ -120,7 +127,8 @@ def _make_solution(static: bool) -> Any:
         raise EngineError(
             f"mediapipe can't be imported: {e}", "pip install --no-deps mediapipe==0.10.21 请安装mediapipe"
         ) from e
-    return FaceMesh(static_image_mode=static, max_num_faces=_MAX_FACES, refine_landmarks=True)
+    count = _MAX_FACES if static else 1
+    return FaceMesh(static_image_mode=static, max_num_faces=count, refine_landmarks=True)
 
 
 def _to_face(points: Iterable[Any], height: int, width: int) -> Face:

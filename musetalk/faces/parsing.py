@@ -26,9 +26,10 @@ _NECK_LENGTH = 0.5  # of the distance from the nose's root to the chin
 _NECK_NARROWING = 0.1  # of the neck's width, at either side
 _SUBPIXEL_BITS = 4
 
-# Polygons in drawing order: class, and indices into the mesh or into the 68 points.
+_Polygons = tuple[tuple[int, tuple[int, ...]], ...]  # class, and indices of landmarks
+
 _LOWER_HALF = 11  # points of a lip set that run along its lower edge, corner to corner
-_MESH_POLYGONS = (
+_MESH_POLYGONS: _Polygons = (
     (labels.SKIN, FACE_OVAL),
     (labels.NOSE, NOSE),
     (labels.BROWS[0], LEFT_BROW),
@@ -39,7 +40,7 @@ _MESH_POLYGONS = (
     (labels.LOWER_LIP, OUTER_LIPS[:_LOWER_HALF] + INNER_LIPS[_LOWER_HALF - 1 :: -1]),
     (labels.MOUTH, INNER_LIPS),
 )
-_POINT_POLYGONS = (
+_POINT_POLYGONS: _Polygons = (
     (labels.SKIN, (*range(17), *range(26, 16, -1))),
     (labels.NOSE, (27, 31, 32, 33, 34, 35)),
     (labels.EYES[0], tuple(range(42, 48))),
@@ -61,11 +62,8 @@ class LandmarkLabelMapper:
         """(512, 512) uint8 classes of `crop`; the frame's pixels are not looked at."""
         result = np.full((labels.LABEL_SIDE, labels.LABEL_SIDE), labels.BACKGROUND, dtype=np.uint8)
         _fill(result, labels.NECK, _on_map(_neck(face.landmarks68), crop))
-        if face.mesh is not None:
-            points, polygons = face.mesh, _MESH_POLYGONS
-        else:
-            points, polygons = face.landmarks68, _POINT_POLYGONS
-        on_map = _on_map(points, crop)
+        polygons = _POINT_POLYGONS if face.mesh is None else _MESH_POLYGONS
+        on_map = _on_map(face.landmarks68 if face.mesh is None else face.mesh, crop)
         for label, indices in polygons:
             _fill(result, label, on_map[list(indices)])
         return result
