@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from musetalk.geometry import EYE_CORNERS
+from musetalk.geometry import EYE_CORNERS, Box, bounding_box, clamp_box, crop_box
 from musetalk.store import atomic_file
 
 N_SHOWN = 12  # frames in the row above the waveform
@@ -37,19 +37,29 @@ class VideoTrack:
     shown: list[tuple[float, np.ndarray]]
 
 
-def mouth_openings(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
-    """Each frame of a video with its mouth opening in eye distances; NaN where no face is seen."""
+def face_meshes(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Each frame of a video with its (478, 2) face mesh; None where no face is seen."""
     from musetalk.faces.mediapipe import MediapipeDetector
 
     detector = MediapipeDetector(video=True)
     for frame in frames:
         faces = detector.detect(frame)
-        if not faces or faces[0].mesh is None:
-            yield frame, float("nan")
-            continue
-        mesh = faces[0].mesh
-        eyes = np.linalg.norm(mesh[EYE_CORNERS[0]] - mesh[EYE_CORNERS[1]])
-        yield frame, float(np.linalg.norm(mesh[UPPER_INNER_LIP] - mesh[LOWER_INNER_LIP]) / eyes)
+        yield frame, faces[0].mesh if faces else None
+
+
+def mouth_opening(mesh: np.ndarray) -> float:
+    """The distance of the inner lips over that of the outer eye corners."""
+    eyes = np.linalg.norm(mesh[EYE_CORNERS[0]] - mesh[EYE_CORNERS[1]])
+    return float(np.linalg.norm(mesh[UPPER_INNER_LIP] - mesh[LOWER_INNER_LIP]) / eyes)
+
+
+def _close_up(frame: np.ndarray, box: Box) -> np.ndarray:
+    """The face of `frame` at `SHOWN_HEIGHT`."""
+    import cv2
+
+    x1, y1, x2, y2 = clamp_box(crop_box(box), *frame.shape[:2])
+    scale = SHOWN_HEIGHT / (y2 - y1)
+    return cv2.resize(frame[y1:y2, x1:x2], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def track_video(video: Path) -> VideoTrack:
@@ -58,19 +68,19 @@ def track_video(video: Path) -> VideoTrack:
     Raises:
         InputError: the video can't be read.
     """
-    import cv2
-
     from musetalk.media.video import probe_video, read_video
 
     openings: list[float] = []
-    small: list[np.ndarray] = []
-    for frame, opening in mouth_openings(read_video(video)):
-        openings.append(opening)
-        scale = SHOWN_HEIGHT / frame.shape[0]
-        small.append(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    pictures: list[np.ndarray] = []
+    box: Box | None = None
+    for frame, mesh in face_meshes(read_video(video)):
+        openings.append(float("nan") if mesh is None else mouth_opening(mesh))
+        if box is None and mesh is not None:
+            box = bounding_box(mesh)
+        pictures.append(_close_up(frame, box or (0, 0, frame.shape[1], frame.shape[0])))
     times = (np.arange(len(openings)) + 0.5) / float(probe_video(video).fps)
-    chosen = np.linspace(0, len(small) - 1, min(N_SHOWN, len(small))).round().astype(int)
-    return VideoTrack(times, np.array(openings), [(float(times[i]), small[i]) for i in chosen])
+    chosen = np.linspace(0, len(pictures) - 1, min(N_SHOWN, len(pictures))).round().astype(int)
+    return VideoTrack(times, np.array(openings), [(float(times[i]), pictures[i]) for i in chosen])
 
 
 def draw_sheet(track: VideoTrack, waveform: np.ndarray, picture: Path) -> None:
@@ -84,11 +94,13 @@ def draw_sheet(track: VideoTrack, waveform: np.ndarray, picture: Path) -> None:
 
     from musetalk.whisper import SAMPLE_RATE
 
-    figure = Figure(figsize=(16, 5), dpi=100)
-    grid = figure.add_gridspec(2, len(track.shown), height_ratios=(1, 1.1), hspace=0.12, wspace=0.03)
+    figure = Figure(figsize=(18, 5.2), dpi=100)
+    grid = figure.add_gridspec(
+        2, len(track.shown), height_ratios=(1, 1.6), hspace=0.05, wspace=0.03, left=0.02, right=0.95, top=0.97
+    )
     for column, (time, frame) in enumerate(track.shown):
         axes = figure.add_subplot(grid[0, column])
-        axes.imshow(frame[:, :, ::-1])
+        axes.imshow(frame[:, :, ::-1], interpolation="lanczos")
         axes.set_title(f"{time:.2f} s", fontsize=9)
         axes.axis("off")
     axes = figure.add_subplot(grid[1, :])
