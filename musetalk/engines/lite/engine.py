@@ -29,6 +29,9 @@ MESH_POINTS = 478
 WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
 KEPT_FRAMES = 8
 FULL_MASK = 236  # of 255; where the blend mask is above, the face replaces the template's pixels
+PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
+LINE_WIDTH = 0.007  # eye distances
+LINE_STRENGTH = 0.65
 EDGE_RAMP = 0.20  # eye distances over which movement fades towards the blend mask's edge
 
 
@@ -46,6 +49,7 @@ class PreparedFace:
     node_distances: np.ndarray
     pixels: np.ndarray
     distances: np.ndarray
+    between: np.ndarray
     mouth: Box
     contour: np.ndarray
     contour_fields: np.ndarray
@@ -169,6 +173,7 @@ def prepare_face(
         node_distances=rig.edge_distances(lips, nodes),
         pixels=warp.pixel_grid(rect),
         distances=distances,
+        between=rig.between_corners(lips, here),
         mouth=mouth,
         contour=contour,
         contour_fields=rig.movement_fields(head, lips, head.to_head(contour)),
@@ -215,7 +220,9 @@ def _mask_in_box(mask: np.ndarray, crop_box: Box, bbox: Box) -> np.ndarray:
     left, top = crop_box[0] - x1, crop_box[1] - y1
     rows = slice(max(top, 0), max(min(top + mask.shape[0], y2 - y1), 0))
     columns = slice(max(left, 0), max(min(left + mask.shape[1], x2 - x1), 0))
-    inside[rows, columns] = mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    inside[rows, columns] = mask[
+        rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+    ]
     return inside
 
 
@@ -277,6 +284,7 @@ def _draw_mouth(
         axis=-1,
     )
     shown_upper, shown_lower = _shares(distances * np.float32(face.frame.eye_distance))
+    line = _contact_line(distances, warp.sample(face.between, from_lower - corner, sharp=False))
     value = {name: float(parameters[i]) for name, i in PARAMETER_INDEX.items()}
     jaw = face.frame.axes[:, 1] * CHIN_GAIN * 0.95 * face.lips.scale * value["jaw_open"]
     tongue = 0.30 * jaw - face.frame.axes[:, 1] * 0.035 * value["tongue_up"]
@@ -285,13 +293,17 @@ def _draw_mouth(
         slice(x1 - face.mouth[0], x2 - face.mouth[0]),
     )
     inside, teeth = interior.paint(
-        face.layers, face.palette, window, distances, interior.Pose(
-            jaw, tongue, value["tongue_up"], value["lip_tuck"], value["pucker"])
+        face.layers,
+        face.palette,
+        window,
+        distances,
+        interior.Pose(jaw, tongue, value["tongue_up"], value["lip_tuck"], value["pucker"]),
     )
     shown_lower = shown_lower * (1 - value["lip_tuck"] * teeth * (1 - shown_upper))
     mixed = inside * (1 - shown_upper - shown_lower)[..., None]
     mixed += warp.sample(face.picture, from_upper).astype(np.float32) * shown_upper[..., None]
     mixed += warp.sample(face.picture, from_lower).astype(np.float32) * shown_lower[..., None]
+    mixed += (face.palette.line - mixed) * line[..., None]
     result[y1:y2, x1:x2] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -300,6 +312,13 @@ def _shares(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     upper, lower = (np.clip(depth[..., sheet] + 0.5, 0, 1) for sheet in (0, 1))
     front = np.clip((depth[..., 0] - depth[..., 1]) / 2 + 0.5, 0, 1)
     return upper * (1 - lower * (1 - front)), lower * (1 - upper * front)
+
+
+def _contact_line(distances: np.ndarray, between: np.ndarray) -> np.ndarray:
+    """How dark the line is where lips press together, 0 to 1: their overlap hides the portrait's own."""
+    pressed = np.clip((distances[..., 0] + distances[..., 1]) / PRESSED, 0, 1)
+    across = (distances[..., 0] - distances[..., 1]) / (2 * LINE_WIDTH)
+    return LINE_STRENGTH * between * pressed * np.exp(-(across**2))
 
 
 def _opening_rect(face: PreparedFace, coefficients: np.ndarray) -> Box:

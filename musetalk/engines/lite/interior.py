@@ -23,7 +23,7 @@ from musetalk.engines.lite.rig import (
 
 CHEEKS = (205, 425, 50, 280, 101, 330)
 LIP_REDS = (0, 37, 267, 17, 84, 314, 40, 270)
-EYE_WHITES = ((33, 133, 159, 145, 158, 153, 160, 144), (263, 362, 386, 374, 385, 380, 387, 373))
+EYE_CORNERS = ((33, 133), (263, 362))
 UPPER_TEETH = (0.0, 0.086, 0.152, 0.208, 0.25, 0.285)  # borders from the middle, foreshortened by the arch
 LOWER_TEETH = (0.0, 0.056, 0.112, 0.166, 0.212, 0.25)
 UPPER_EDGE = 0.026  # below the closed lips' line
@@ -38,6 +38,7 @@ class Palette(NamedTuple):
 
     Attributes:
         tooth, tongue, lip, cavity: (3,) as lit at the front of the mouth.
+        line: (3,) where closed lips meet.
         flatness: 0 for a photograph's skin, 1 for cel shading.
     """
 
@@ -45,6 +46,7 @@ class Palette(NamedTuple):
     tongue: np.ndarray
     lip: np.ndarray
     cavity: np.ndarray
+    line: np.ndarray
     flatness: float
 
 
@@ -100,26 +102,61 @@ def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
     radius = max(1, round(eye_distance * 0.02))
     skin = np.median(_patch(picture, points[list(CHEEKS)], radius), axis=0)
     lip = np.median(_patch(picture, points[list(LIP_REDS)], radius), axis=0)
-    whites = [
-        np.percentile(luminance(_patch(picture, points[list(eye)], radius)), 85) for eye in EYE_WHITES
-    ]
     light = float(luminance(skin))
-    level = float(np.clip(0.50 * light + 0.50 * max(whites), 45, 215))
-    tint = skin / max(light, 1)
-    tooth = level * np.array([0.92, 0.98, 1.0], np.float32) * (0.66 + 0.34 * tint)
-    tongue = 0.45 * lip + 0.55 * level * np.array([0.50, 0.46, 0.80], np.float32)
+    level = float(np.clip(0.45 * light + 0.55 * _eye_white(picture, points, radius), 50, 215))
     flatness = _flatness(picture, points, radius)
-    tooth = np.minimum(tooth * (1 + 0.15 * flatness), 235)
+    tooth = level * np.array([0.92, 0.98, 1.0], np.float32) * (0.66 + 0.34 * skin / max(light, 1))
+    tongue = 0.42 * lip + 0.52 * level * np.array([0.50, 0.46, 0.80], np.float32)
     cavity = level * np.array([0.085, 0.075, 0.16], np.float32) * (1 + 0.8 * flatness)
-    return Palette(tooth, tongue * 0.78, lip, cavity, flatness)
+    colour = float(np.clip(np.ptp(np.stack([skin, lip]), axis=1).mean() / max(light, 1) / 0.2, 0, 1))
+    return Palette(
+        tooth=np.minimum(tooth * (1 + 0.15 * flatness), 235),
+        tongue=_saturated(tongue, colour),
+        lip=lip,
+        cavity=_saturated(cavity, colour),
+        line=_lip_line(picture, points, lip),
+        flatness=flatness,
+    )
+
+
+def _saturated(colour: np.ndarray, saturation: float) -> np.ndarray:
+    grey = luminance(colour)
+    return grey + saturation * (colour - grey)
+
+
+def _eye_white(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
+    """The luma of the brighter eye's white, which tells the light on the teeth."""
+    levels = []
+    for outer, inner in EYE_CORNERS:
+        beside_iris = [
+            0.78 * points[outer] + 0.22 * points[inner],
+            0.22 * points[outer] + 0.78 * points[inner],
+        ]
+        levels.append(np.percentile(luminance(_patch(picture, np.stack(beside_iris), radius)), 80))
+    return float(max(levels))
+
+
+def _lip_line(picture: np.ndarray, points: np.ndarray, lip: np.ndarray) -> np.ndarray:
+    """The colour of the line where lips meet: what is darkest there, not lighter than lips in shadow."""
+    seam = _patch(picture, (points[list(INNER_UPPER[2:9])] + points[list(INNER_LOWER[2:9])]) / 2, 1)
+    dark = np.median(seam[np.argsort(luminance(seam))[: len(seam) // 3]], axis=0)
+    return np.minimum(dark, 0.72 * lip)
 
 
 def _flatness(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
     grain = []
     for x, y in np.round(points[list(CHEEKS)]).astype(int):
-        patch = luminance(picture[max(y - 2 * radius, 0) : y + 2 * radius, max(x - 2 * radius, 0) : x + 2 * radius])
+        patch = luminance(
+            picture[max(y - 2 * radius, 0) : y + 2 * radius, max(x - 2 * radius, 0) : x + 2 * radius]
+        )
         if min(patch.shape) >= 3:
-            second = patch[1:-1, 1:-1] * 4 - patch[:-2, 1:-1] - patch[2:, 1:-1] - patch[1:-1, :-2] - patch[1:-1, 2:]
+            second = (
+                patch[1:-1, 1:-1] * 4
+                - patch[:-2, 1:-1]
+                - patch[2:, 1:-1]
+                - patch[1:-1, :-2]
+                - patch[1:-1, 2:]
+            )
             grain.append(float(np.abs(second).mean()))
     return float(np.clip((2.2 - np.median(grain)) / 1.4, 0, 1)) if grain else 0.0
 
@@ -147,7 +184,7 @@ def _row(
     rounding = 0.010 * across**4 * (1 - 0.7 * flatness) + 0.004 * np.isin(tooth, (1, 3))
     edge = -(down + arch + rounding)
     alpha = _soft(edge, pixel) * _soft(limits[-1] - side, 0.02)
-    seam = np.exp(-(((1 - across) * half) / max(0.0035, 0.5 * pixel)) ** 2)
+    seam = np.exp(-((((1 - across) * half) / max(0.0035, 0.5 * pixel)) ** 2))
     gap = 0.30 * (1 - flatness) * seam * min(1.0, 0.004 / pixel + 0.35)
     lateral = 1 - 0.62 * np.clip(side / limits[-1], 0, 1) ** 2.2
     bulge = 1 - 0.10 * (1 - flatness) * across**2
@@ -162,17 +199,17 @@ def _layer(colour: np.ndarray, shade: np.ndarray, alpha: np.ndarray) -> np.ndarr
     return layer
 
 
-def _own_teeth(
-    picture: np.ndarray, distances: np.ndarray, palette: Palette, pixel: float
-) -> np.ndarray:
+def _own_teeth(picture: np.ndarray, distances: np.ndarray, palette: Palette, pixel: float) -> np.ndarray:
     """Alpha of the teeth that the picture shows between its lips."""
     import cv2
 
     inside = np.clip(-distances.max(axis=-1) / pixel - 0.5, 0, 1)
-    bright = luminance(picture.astype(np.float32))
-    threshold = max(0.62 * float(luminance(palette.tooth)), float(luminance(palette.lip)) * 1.08)
-    spread = picture.max(axis=-1).astype(np.float32) - picture.min(axis=-1)
-    pale = np.clip((0.42 - spread / np.maximum(picture.max(axis=-1), 1)) / 0.1, 0, 1)
+    colours = picture.astype(np.float32)
+    bright = luminance(colours)
+    threshold = max(0.62 * float(luminance(palette.tooth)), 1.12 * float(luminance(palette.lip)))
+    saturation = np.ptp(colours, axis=-1) / np.maximum(colours.max(axis=-1), 1)
+    lip_saturation = float(np.ptp(palette.lip) / max(palette.lip.max(), 1))
+    pale = np.clip((min(0.42, 0.85 * lip_saturation + 0.02) - saturation) / 0.06 + 0.5, 0, 1)
     alpha = inside * pale * np.clip((bright - threshold) / (0.2 * threshold) + 0.5, 0, 1)
     return cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), 0.7) * np.clip(inside * 2, 0, 1)
 
@@ -255,7 +292,7 @@ def paint(
     picture = palette.cavity * (0.55 + 0.75 * lift)[..., None]
     shade = _depth_shade(below_upper, 0.10)[..., None]
     for layer, shift, light in (
-        (layers.tongue, pose.tongue_shift, 1 + 0.35 * pose.tongue_up),
+        (layers.tongue, pose.tongue_shift, 1 + 0.4 * pose.tongue_up),
         (layers.lower_teeth, pose.jaw_shift, 1 - 0.5 * pose.pucker),
     ):
         moved = _shifted(layer, window, shift)

@@ -148,6 +148,7 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray) -> Lips:
         scale=float(np.clip(width / USUAL_MOUTH, 0.78, 1.05)),
     )
 
+
 _OPENER = {"jaw_open": "jaw_lips"}
 
 
@@ -232,7 +233,7 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
         "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
         "lip_width": 0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
         "pucker": -0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
-        "lip_press": 0.013 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
+        "lip_press": 0.010 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
         "lip_tuck": -0.014 * arch * lip,
         "purse": -0.35 * lips.scale * (arch**3 - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * cheek,
@@ -255,7 +256,7 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
         "lower_lip_drop": OPENING_GAIN["lower_lip_drop"] * lips.scale * arch * lip,
         "lip_width": -0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
         "pucker": 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "lip_press": -0.015 * (1 - place.along**4) * _fade(depth, 1.1 * thickness),
+        "lip_press": -0.011 * (1 - place.along**4) * _fade(depth, 1.1 * thickness),
         "lip_tuck": -0.012 * arch * _fade(depth, 0.9 * thickness),
         "purse": 0.65 * lips.scale * (arch**3 - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * _fade(depth, 0.3),
@@ -303,3 +304,9 @@ def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
     gap = np.interp(right, lips.grid, lips.lower - lips.upper)
     distances += (np.minimum(2 * beside, 0.05) - cut_margin(gap))[..., None]
     return distances
+
+
+def between_corners(lips: Lips, points: np.ndarray) -> np.ndarray:
+    """1 for points (..., 2) between the mouth's corners, fading to 0 at them, (...) float32."""
+    inside = np.minimum(points[..., 0] - lips.left, lips.right - points[..., 0])
+    return np.clip(inside / 0.05, 0, 1).astype(np.float32)
