@@ -127,40 +127,42 @@ def audio_prompts(blocks: Iterable[HiddenStates], fps: Fraction) -> Iterator[np.
     are complete; memory holds one block of states and one window.
     """
     lead = -(-STEPS_PER_SECOND * fps.denominator // fps.numerator) * 2
-    held: np.ndarray | None = None
-    first_held = -lead  # number of the first step in `held`; the zeros in front are negative
-    n_samples = done = 0
+    held: np.ndarray | None = None  # states from step `first` on, counted with the zeros in front
+    first = n_samples = done = 0
     for block in blocks:
         if held is None:
-            held = np.zeros_like(block.states, shape=(block.states.shape[0], lead, block.states.shape[2]))
+            held = np.zeros((block.states.shape[0], lead, block.states.shape[2]), block.states.dtype)
         held = np.concatenate([held, block.states], axis=1)
         n_samples += block.n_samples
-        end = first_held + held.shape[1] - WINDOW_STEPS  # last step a complete window may begin at
-        complete = min(frame_count(n_samples, fps), _first_frame_after(end + lead, fps))
-        yield from _windows(held, first_held + lead, range(done, complete), fps)
+        last_start = first + held.shape[1] - WINDOW_STEPS
+        complete = min(frame_count(n_samples, fps), _frames_starting_by(last_start, fps))
+        yield from _windows(held, first, range(done, complete), fps)
         done = max(done, complete)
-        passed = min(
-            done * STEPS_PER_SECOND * fps.denominator // fps.numerator - lead - first_held, held.shape[1]
-        )
-        held, first_held = held[:, passed:], first_held + passed
-    if held is not None:
-        missing = max(0, lead + WINDOW_STEPS + SEGMENT_STEPS - held.shape[1])
+        passed = min(_window_start(done, fps) - first, held.shape[1])
+        held, first = held[:, passed:], first + passed
+    total = frame_count(n_samples, fps)
+    if held is not None and done < total:
+        missing = max(0, _window_start(total - 1, fps) + WINDOW_STEPS - first - held.shape[1])
         held = np.pad(held, ((0, 0), (0, missing), (0, 0)))
-        yield from _windows(held, first_held + lead, range(done, frame_count(n_samples, fps)), fps)
+        yield from _windows(held, first, range(done, total), fps)
 
 
-def _first_frame_after(step: int, fps: Fraction) -> int:
-    """The first frame whose window begins after `step` (counted with the zeros in front)."""
+def _window_start(frame: int, fps: Fraction) -> int:
+    """floor(frame × 50 / fps): where the frame's window begins, counted with the zeros in front."""
+    return frame * STEPS_PER_SECOND * fps.denominator // fps.numerator
+
+
+def _frames_starting_by(step: int, fps: Fraction) -> int:
+    """How many frames' windows begin at `step` or before."""
     return max(0, -(-(step + 1) * fps.numerator // (STEPS_PER_SECOND * fps.denominator)))
 
 
-def _windows(held: np.ndarray, first_step: int, frames: range, fps: Fraction) -> Iterator[np.ndarray]:
-    """The windows of `frames`, whose steps are counted like `first_step`, that of `held`'s first column."""
+def _windows(held: np.ndarray, first: int, frames: range, fps: Fraction) -> Iterator[np.ndarray]:
+    """The windows of `frames` in `held`, whose first column is step `first`."""
     layers, _, width = held.shape
     offsets = np.arange(WINDOW_STEPS)
     for begin in range(frames.start, frames.stop, BLOCK_FRAMES):
         numbers = range(begin, min(begin + BLOCK_FRAMES, frames.stop))
-        starts = [i * STEPS_PER_SECOND * fps.denominator // fps.numerator - first_step for i in numbers]
-        steps = np.asarray(starts)[:, None] + offsets
-        windows = held[:, steps].transpose(1, 2, 0, 3)
+        starts = np.array([_window_start(frame, fps) - first for frame in numbers])
+        windows = held[:, starts[:, None] + offsets].transpose(1, 2, 0, 3)
         yield np.ascontiguousarray(windows).reshape(len(numbers), WINDOW_STEPS * layers, width)

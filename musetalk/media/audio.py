@@ -52,9 +52,10 @@ def probe_audio(path: Path | str) -> AudioInfo:
         InputError: missing, empty, unreadable, without sound.
     """
     path = ffmpeg.check_input_file(path, "audio")
-    with ffmpeg.Child(_decode_arguments(path, frames=1), stdout=True, loglevel="info") as child:
+    with ffmpeg.Child(_decode_arguments(path, frames=1), stdout=True) as child:
         sample_rate, channels = _read_header(child, path)
-        child.read(1 << 20)
+        while child.read(1 << 16):
+            continue
         child.finish()
         return AudioInfo(sample_rate, channels, stated_duration(child.log))
 
@@ -99,7 +100,7 @@ def _read_header(child: ffmpeg.Child, path: Path) -> tuple[int, int]:
     header = child.read(_AU_HEADER.size)
     if len(header) < _AU_HEADER.size:
         child.finish()
-        raise _unreadable(path, child)
+        raise ffmpeg.undecodable(path, "audio", child)
     magic, offset, _, _, sample_rate, channels = _AU_HEADER.unpack(header)
     if magic != b".snd" or not 1 <= channels <= MAX_CHANNELS or not 1 <= sample_rate <= MAX_SAMPLE_RATE:
         raise InputError(
@@ -110,22 +111,6 @@ def _read_header(child: ffmpeg.Child, path: Path) -> tuple[int, int]:
     return sample_rate, channels
 
 
-def _unreadable(path: Path, child: ffmpeg.Child) -> InputError:
-    words = child.complaint
-    if "matches no streams" in child.log:
-        return InputError(f"there is no sound in {path} 没有音轨", "give a file with a sound track")
-    if not words:
-        return _no_samples(path)
-    return InputError(
-        f"audio {path} can't be decoded: {words}",
-        "check that it is a complete audio file, or convert it to WAV 请检查音频文件是否完整",
-    )
-
-
-def _no_samples(path: Path) -> InputError:
-    return InputError(f"audio {path} has no samples 音频为空", "record or export it again")
-
-
 def _mono_blocks(child: ffmpeg.Child, path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
     """Blocks of one second at the source's rate, float32 (n,), the mean over the channels."""
     block = np.empty(sample_rate * BLOCK_SECONDS * channels * 4, np.uint8)
@@ -133,7 +118,8 @@ def _mono_blocks(child: ffmpeg.Child, path: Path, sample_rate: int, channels: in
     position = 0
     while count := child.read_into(block.data) // (4 * channels):
         samples = big_endian[:count].astype(np.float32)
-        mono = samples[:, 0] if channels == 1 else samples.mean(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mono = samples[:, 0] if channels == 1 else samples.mean(axis=1)
         if not np.isfinite(mono).all():
             second = position / sample_rate
             raise InputError(
@@ -142,8 +128,10 @@ def _mono_blocks(child: ffmpeg.Child, path: Path, sample_rate: int, channels: in
             )
         position += count
         yield mono
-    if child.finish() != 0 or position == 0:
-        raise _unreadable(path, child)
+    if child.finish() != 0:
+        raise ffmpeg.undecodable(path, "audio", child)
+    if position == 0:
+        raise InputError(f"audio {path} has no samples 音频为空", "record or export it again")
     if child.complaint:
         logger.warning("audio %s is damaged, what could be decoded is used: %s", path, child.complaint)
 

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,12 +30,22 @@ CONTAINERS = (
     "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,rm,"
     "tak,truehd,tta,voc,w64,wav,wtv,wv,xwma,yuv4mpegpipe"
 )
-GLOBAL_OPTIONS = ("-nostdin", "-hide_banner", "-nostats")
+GLOBAL_OPTIONS = ("-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info")
 PIPE_SIZE = 1 << 20  # bytes, the most an unprivileged Linux process may ask for
-NOISE = ("Task finished", "Terminating thread", "Nothing was written", "Conversion failed")
-TOLD_LINES = 3  # of the child's stderr that reach the user
+LEVEL = re.compile(r"^(?:\[[^]]* @ [^]]*\] ?)*\[(\w+)\] ?")  # [module @ 0x55…] [error] text
+NOISE = (
+    "Task finished",
+    "Terminating thread",
+    "Nothing was written",
+    "Conversion failed",
+    "Error opening input file",
+    "Error sending frames",
+    "Last message repeated",
+)
+TOLD_LINES = 2  # of the child's errors that reach the user
 KEPT_LINES = 200
-END_TIMEOUT = 5.0  # seconds a killed child may take to vanish
+KEPT_BYTES = 4096  # of a line without an end
+KINDS = {"audio": "音轨", "video": "视频轨"}
 
 
 def ffmpeg_path() -> str:
@@ -134,16 +143,15 @@ class Child:
     child's pipes break and it ends by itself.
     """
 
-    def __init__(
-        self, arguments: Sequence[str], *, stdin: bool = False, stdout: bool = False, loglevel: str = "error"
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], *, stdin: bool = False, stdout: bool = False) -> None:
         """Start ffmpeg with `arguments`; `stdin`/`stdout` say which media pipes are wanted.
 
         Raises:
             EngineError: there is no ffmpeg, or it can't be started.
         """
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        command = [ffmpeg_path(), *GLOBAL_OPTIONS, "-loglevel", loglevel, *arguments]
+        self._log: list[str] = []
+        self._errors: list[str] = []
+        command = [ffmpeg_path(), *GLOBAL_OPTIONS, *arguments]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -167,12 +175,20 @@ class Child:
     def _drain_stderr(self) -> None:
         assert self._process.stderr is not None
         pending = b""
-        while block := self._process.stderr.read(65536):
-            *lines, pending = (pending + block).replace(b"\r", b"\n").split(b"\n")
-            self._lines.extend(line.decode("utf-8", "replace") for line in lines if line.strip())
-            pending = pending[-4096:]
-        if pending.strip():
-            self._lines.append(pending.decode("utf-8", "replace"))
+        while block := self._process.stderr.read(1 << 16):
+            *lines, pending = (pending + block).split(b"\n")
+            for line in lines:
+                self._note(line.decode("utf-8", "replace").strip())
+            pending = pending[-KEPT_BYTES:]
+        self._note(pending.decode("utf-8", "replace").strip())
+
+    def _note(self, line: str) -> None:
+        """Keep a line of the log; the first ones, because a cause comes before its consequences."""
+        level = LEVEL.match(line)
+        text = line[level.end() :] if level else line
+        kept = self._errors if level and level[1] in ("error", "fatal", "panic") else self._log
+        if text and len(kept) < KEPT_LINES:
+            kept.append(text)
 
     def __enter__(self) -> Child:
         return self
@@ -226,35 +242,44 @@ class Child:
         """Stop the child at once; safe from any thread, and when it has ended already."""
         self._process.kill()
 
-    def end(self) -> None:
-        """Kill the child if it still runs and give back every handle."""
-        if self._process.poll() is None:
-            self._process.kill()
+    def end(self, grace: float = 0.0) -> None:
+        """Kill the child if it still runs after `grace` seconds and give back every handle."""
         try:
-            self._process.wait(END_TIMEOUT)
+            self._process.wait(grace)
         except subprocess.TimeoutExpired:
-            return
-        self._drain.join(END_TIMEOUT)
+            self._process.kill()
+        self._process.wait()
+        self._drain.join()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 _close_quietly(pipe)
 
     @property
     def log(self) -> str:
-        """The last lines of the child's stderr, complete once `finish` has returned."""
-        return "\n".join(self._lines)
+        """What the child said of its inputs and outputs, complete once `finish` has returned."""
+        return "\n".join(self._log)
 
     @property
     def complaint(self) -> str:
-        """What the child complained of, on one line, the cause first; "" when it said nothing."""
-        lines = [without_address(line) for line in list(self._lines)]
-        telling = [line for line in lines if line and not line.startswith(NOISE)]
-        return "; ".join(dict.fromkeys((telling or lines)[:TOLD_LINES]))
+        """The child's first errors on one line; "" when it had none."""
+        errors = list(self._errors)
+        telling = [line for line in errors if not line.startswith(NOISE)]
+        return "; ".join(dict.fromkeys((telling or errors)[:TOLD_LINES]))
 
 
-def without_address(line: str) -> str:
-    """A line of ffmpeg's log without the ``[module @ 0x55…]`` in front."""
-    return re.sub(r"^(\[[^]]*\] ?)+", "", line).strip()
+def undecodable(path: Path, kind: str, child: Child) -> InputError:
+    """Why `child`, which has finished, could take nothing out of `path`."""
+    if "whitelist" in child.complaint:
+        return InputError(
+            f"{path} is no {kind} file that can be read", f"give a usual {kind} file, no playlist"
+        )
+    if "matches no streams" in child.complaint:
+        return InputError(f"there is no {kind} in {path} 没有{KINDS[kind]}", f"give a file with {kind} in it")
+    reason = child.complaint or "ffmpeg ended early"
+    return InputError(
+        f"{kind} {path} can't be decoded 无法解码: {reason}",
+        "check that the file is complete, or export it again 请检查文件是否完整",
+    )
 
 
 def _close_quietly(pipe: Any) -> None:

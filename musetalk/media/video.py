@@ -13,7 +13,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from musetalk.config import MAX_FPS, OUTPUT_SUFFIXES, EncodingConfig
-from musetalk.errors import InputError, OutputError
+from musetalk.errors import OutputError
 from musetalk.media import ffmpeg
 from musetalk.media.audio import stated_duration
 from musetalk.media.image import check_frame_size
@@ -31,8 +31,9 @@ from musetalk.media.image import check_frame_size
 PixelFormat = Literal["yuv420p", "bgr24"]
 
 MIN_TIMESCALE = 10_000  # ticks per second of an mp4's picture track
-REPLACE_ATTEMPTS = 20  # on Windows a virus scanner may hold a new file for a moment
-REPLACE_PAUSE = 0.1  # seconds
+END_GRACE = 5.0  # seconds in which an encoder that failed may say why
+WINDOWS_ATTEMPTS = 20  # a virus scanner may hold a new file for a moment
+WINDOWS_PAUSE = 0.1  # seconds
 TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
 NVENC_PRESETS = ("slow", "medium", "fast", *(f"p{level}" for level in range(1, 8)))
 MP4_SUFFIXES = (".mp4", ".mov")  # AAC; Matroska can't say where AAC's last packet ends, so it takes Opus
@@ -70,12 +71,12 @@ def probe_video(path: Path | str) -> VideoInfo:
         InputError: missing, empty, unreadable, without pictures, too small or too large.
     """
     path = ffmpeg.check_input_file(path, "video")
-    with ffmpeg.Child(_probe_arguments(path), stdout=True, loglevel="info") as child:
+    with ffmpeg.Child(_probe_arguments(path), stdout=True) as child:
         report = child.read(1 << 16).decode("utf-8", "replace")
         child.finish()
         dimensions = re.search(r"#dimensions 0: (\d+)x(\d+)", report)
         if dimensions is None or not re.search(r"^0,", report, re.MULTILINE):
-            raise _unreadable(path, child.log)
+            raise ffmpeg.undecodable(path, "video", child)
     width, height = int(dimensions[1]), int(dimensions[2])
     check_frame_size(path, "video", width, height)
     fps = _frame_rate(report, child.log)
@@ -124,10 +125,9 @@ def read_video(path: Path | str) -> Iterator[np.ndarray]:
                 break
             decoded += 1
             yield frame
-        status = child.finish()
-        if decoded == 0:
-            raise _unreadable(path, child.log)
-        if status != 0 or child.complaint:
+        if child.finish() != 0 or decoded == 0:
+            raise ffmpeg.undecodable(path, "video", child)
+        if child.complaint:
             logger.warning(
                 "video %s is damaged, %d frames could be decoded: %s", path, decoded, child.complaint
             )
@@ -144,17 +144,6 @@ def _decode_arguments(path: Path) -> list[str]:
     converted = numbered.filter("scale", flags=SCALER).filter("format", "bgr24")
     output = builder.output(converted, "pipe:1", format="rawvideo", r="1/60")
     return list(builder.get_args(output))
-
-
-def _unreadable(path: Path, log: str) -> InputError:
-    if "matches no streams" in log:
-        return InputError(f"there are no pictures in {path} 没有视频轨", "give a file with a picture track")
-    errors = [line for line in log.splitlines() if re.search(r"(?i)error|invalid|not found|whitelist", line)]
-    reason = ffmpeg.without_address(errors[0]) if errors else "no frames in it"
-    return InputError(
-        f"video {path} can't be decoded: {reason}",
-        "check that it is a complete video file, or export it again 请检查视频文件是否完整",
-    )
 
 
 def check_output_path(output_path: Path | str, inputs: Iterable[Path | str] = ()) -> Path:
@@ -298,10 +287,9 @@ class VideoWriter:
         try:
             self._child.write(buffer.data.cast("B"))
         except (OSError, ValueError) as e:
-            self._child.finish()
-            failure = self._failure()
+            self._child.end(END_GRACE)
             self.abort()
-            raise failure from e
+            raise self._failure() from e
         self.frame_count += 1
 
     def close(self) -> None:
@@ -315,7 +303,7 @@ class VideoWriter:
         try:
             if self._child.finish() != 0 or not self._temporary.is_file():
                 raise self._failure()
-            _replace(self._temporary, self.output_path)
+            _patiently(lambda: self._temporary.replace(self.output_path), self.output_path)
         finally:
             self.abort()
 
@@ -323,7 +311,7 @@ class VideoWriter:
         """Kill the encoder and remove the unfinished file; safe at any time, from any thread."""
         self._open = False
         self._child.end()
-        self._temporary.unlink(missing_ok=True)
+        _patiently(lambda: self._temporary.unlink(missing_ok=True), self._temporary)
 
     def _failure(self) -> OutputError:
         words = self._child.complaint or "the encoder ended early"
@@ -333,17 +321,18 @@ class VideoWriter:
         )
 
 
-def _replace(temporary: Path, target: Path) -> None:
-    attempts = REPLACE_ATTEMPTS if os.name == "nt" else 1
+def _patiently(change: Callable[[], object], path: Path) -> None:
+    """Run `change` on `path`, again for a while where Windows says that the file is in use."""
+    attempts = WINDOWS_ATTEMPTS if os.name == "nt" else 1
     while True:
         attempts -= 1
         try:
-            temporary.replace(target)
+            change()
             return
         except OSError as e:
             if attempts == 0 or not isinstance(e, PermissionError):
-                raise _unwritable(target, e) from e
-            time.sleep(REPLACE_PAUSE)
+                raise _unwritable(path, e) from e
+            time.sleep(WINDOWS_PAUSE)
 
 
 def _encode_arguments(
