@@ -33,9 +33,9 @@ def speech() -> Path:
 def write_tone(tmp_path: Path) -> Callable[..., Path]:
     """Writes a 16-bit mono wav of a sine; returns its path."""
 
-    def write(n_samples: int, rate: int = 16_000, name: str = "tone.wav") -> Path:
+    def write(n_samples: int, rate: int = 16_000, name: str = "tone.wav", amplitude: int = 8000) -> Path:
         path = tmp_path / name
-        samples = 8000 * np.sin(2 * np.pi * 220 * np.arange(n_samples) / rate)
+        samples = amplitude * np.sin(2 * np.pi * 220 * np.arange(n_samples) / rate)
         with wave.open(str(path), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
