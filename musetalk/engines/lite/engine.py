@@ -114,6 +114,7 @@ class LiteGenerator:
 
     def __init__(self, template: Template) -> None:
         self._template = template
+        self._rest = _rest_coefficients(template)
         self._prepared: OrderedDict[int, PreparedFace] = OrderedDict()
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
@@ -121,13 +122,15 @@ class LiteGenerator:
         lows = np.array([parameter.low for parameter in RIG_PARAMETERS], np.float32)
         highs = np.array([parameter.high for parameter in RIG_PARAMETERS], np.float32)
         parameters = np.clip(np.asarray(audio_prompts, np.float32), lows, highs)
-        return [
-            render(self._face(index), parameters[i], rig.coefficients(parameters[i : i + 1])[0])
-            for i, index in enumerate(indices)
-        ]
+        coefficients = rig.coefficients(parameters)
+        faces = []
+        for i, index in enumerate(indices):
+            position = self._template.unique[index % len(self._template)]
+            rest = self._rest.get(position, 0)
+            faces.append(render(self._face(position), parameters[i], coefficients[i] + rest))
+        return faces
 
-    def _face(self, index: int) -> PreparedFace:
-        position = self._template.unique[index % len(self._template)]
+    def _face(self, position: int) -> PreparedFace:
         if position in self._prepared:
             self._prepared.move_to_end(position)
             return self._prepared[position]
@@ -143,6 +146,14 @@ class LiteGenerator:
         if len(self._prepared) > KEPT_FRAMES:
             self._prepared.popitem(last=False)
         return face
+
+
+def _rest_coefficients(template: Template) -> dict[int, np.ndarray]:
+    positions = [i for i in sorted(set(template.unique)) if template.has_face(i)]
+    if len(positions) < 2:
+        return {}
+    motion = rig.own_motion(np.stack([template.latents[i] for i in positions]))
+    return dict(zip(positions, motion, strict=True))
 
 
 def prepare_face(

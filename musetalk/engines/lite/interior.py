@@ -209,7 +209,7 @@ def _own_teeth(picture: np.ndarray, distances: np.ndarray, palette: Palette, pix
     threshold = max(0.62 * float(luminance(palette.tooth)), 1.12 * float(luminance(palette.lip)))
     saturation = np.ptp(colours, axis=-1) / np.maximum(colours.max(axis=-1), 1)
     lip_saturation = float(np.ptp(palette.lip) / max(palette.lip.max(), 1))
-    pale = np.clip((min(0.42, 0.85 * lip_saturation + 0.02) - saturation) / 0.06 + 0.5, 0, 1)
+    pale = np.clip((min(0.42, 0.70 * lip_saturation + 0.01) - saturation) / 0.06 + 0.5, 0, 1)
     alpha = inside * pale * np.clip((bright - threshold) / (0.2 * threshold) + 0.5, 0, 1)
     return cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), 0.7) * np.clip(inside * 2, 0, 1)
 

@@ -48,6 +48,7 @@ UPPER_SHARE = 0.45  # of an open portrait's gap that the upper lip closes
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
+JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
 USUAL_MOUTH = 0.52  # eye distances, outer width of a resting mouth
 
 
@@ -171,7 +172,31 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
     }
     opening = sum(gain * parts[_OPENER.get(name, name)] for name, gain in OPENING_GAIN.items())
     parts["purse"] = opening * value["pucker"]
-    return np.stack([parts.get(name, value.get(name)) for name in COEFFICIENTS], axis=1)
+    value |= parts
+    return np.stack([value[name] for name in COEFFICIENTS], axis=1)
+
+
+def own_motion(meshes: np.ndarray) -> np.ndarray:
+    """Coefficients (N, len(COEFFICIENTS)) float32 that take a speaker's own mouth motion out of N frames.
+
+    The gap between the lips is closed by every frame's fields; what is left of speech is the jaw that
+    went down with it and the corners that moved. The clip's median width and its habitual (20th
+    percentile) opening count as the speaker's rest.
+
+    Args:
+        meshes: (N, 478, 3) pixels.
+    """
+
+    def span(first: int, second: int) -> np.ndarray:
+        return np.linalg.norm(meshes[:, first] - meshes[:, second], axis=1)
+
+    eye_distance = span(LEFT_EYE, RIGHT_EYE)
+    width, opening = span(61, 291) / eye_distance, span(13, 14) / eye_distance
+    beyond_rest = np.maximum(opening - np.percentile(opening, 20), 0)
+    motion = np.zeros((len(meshes), len(COEFFICIENTS)), np.float32)
+    motion[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
+    motion[:, COEFFICIENTS.index("jaw_chin")] = -np.clip(JAW_OF_OPENING * beyond_rest / CHIN_GAIN, 0, 1)
+    return motion
 
 
 class _Place(NamedTuple):

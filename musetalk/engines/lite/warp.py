@@ -6,7 +6,7 @@ enlarging the result costs a tenth of working per pixel and differs by hundredth
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,8 @@ class Lattice(NamedTuple):
 def lattice_over(rect: tuple[int, int, int, int]) -> Lattice:
     """The lattice for a picture's rectangle (x1, y1, x2, y2)."""
     x1, y1, x2, y2 = rect
-    return Lattice(*(int(np.clip(side // CELL, 2, NODES)) for side in (x2 - x1, y2 - y1)), rect)
+    columns, rows = (int(np.clip(side // CELL, 2, NODES)) for side in (x2 - x1, y2 - y1))
+    return Lattice(columns, rows, rect)
 
 
 def invert(forward: np.ndarray, hold: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
@@ -60,14 +61,11 @@ def invert(forward: np.ndarray, hold: np.ndarray, lattice: Lattice) -> tuple[np.
         (rows, columns, 2) float32 pixels from a place in the result to its place in the source, and
         that place as node numbers.
     """
-    import cv2
-
     cell, start = lattice.cell, lattice.numbers()
     in_cells = forward / cell
     places = start - in_cells
     for _ in range(INVERSION_STEPS - 1):
-        moved = cv2.remap(in_cells, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        places = start - moved
+        places = start - sample(in_cells, places, sharp=False)
     steps = (places - start) * hold
     return steps * cell, start + steps
 
@@ -109,4 +107,5 @@ def sample(picture: np.ndarray, places: np.ndarray, sharp: bool = True) -> np.nd
     import cv2
 
     interpolation = cv2.INTER_CUBIC if sharp else cv2.INTER_LINEAR
-    return cv2.remap(picture, places, None, interpolation, borderMode=cv2.BORDER_REPLICATE)
+    places_hold_both: Any = None
+    return cv2.remap(picture, places, places_hold_both, interpolation, borderMode=cv2.BORDER_REPLICATE)
