@@ -32,7 +32,7 @@ FULL_MASK = 236  # of 255; where the blend mask is above, the face replaces the 
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
 LINE_STRENGTH = 0.65
-EDGE_RAMP = 0.20  # eye distances over which movement fades towards the blend mask's edge
+EDGE_RAMP = 0.15  # eye distances over which movement fades towards the blend mask's edge
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ class LiteGenerator:
             rest = self._rest.get(position, 0)
             faces.append(render(self._face(position), parameters[i], coefficients[i] + rest))
         return faces
+
+    @property
+    def prepared_count(self) -> int:
+        """How many template frames are kept prepared, at most `KEPT_FRAMES`."""
+        return len(self._prepared)
 
     def _face(self, position: int) -> PreparedFace:
         if position in self._prepared:

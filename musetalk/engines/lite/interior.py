@@ -293,12 +293,12 @@ def paint(
     shade = _depth_shade(below_upper, 0.10)[..., None]
     for layer, shift, light in (
         (layers.tongue, pose.tongue_shift, 1 + 0.4 * pose.tongue_up),
-        (layers.lower_teeth, pose.jaw_shift, 1 - 0.5 * pose.pucker),
+        (layers.lower_teeth, pose.jaw_shift, 1 - 0.32 * pose.pucker),
     ):
         moved = _shifted(layer, window, shift)
         picture = moved[..., :3] * (light * shade) + picture * (1 - moved[..., 3:])
     upper = layers.upper_teeth[window]
-    shade = (1 - 0.5 * pose.pucker) * _depth_shade(below_upper, 0.045)[..., None]
+    shade = (1 - 0.32 * pose.pucker) * _depth_shade(below_upper, 0.045)[..., None]
     picture = upper[..., :3] * shade + picture * (1 - upper[..., 3:])
     rim = 0.75 * (1 - pose.tuck) * np.exp(-((np.maximum(above_lower, 0) / 0.012) ** 2))
     picture += (palette.lip * 0.62 - picture) * rim[..., None]

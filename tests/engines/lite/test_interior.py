@@ -1,0 +1,83 @@
+"""The mouth's inside follows the face's light and style."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from musetalk.engines.lite import interior, rig, warp
+from tests.engines.lite.face_meshes import load_portrait
+
+REST = interior.Pose(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)
+
+
+def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, interior.Layers, np.ndarray]:
+    portrait = load_portrait(name)
+    frame = (portrait.frame * brightness).astype(np.uint8)
+    head = rig.head_frame(portrait.mesh)
+    lips = rig.measure_lips(head, portrait.mesh)
+    low, high = np.floor(interior.mouth_extent(portrait.mesh)).astype(int)
+    rect = (int(low[0]) - 8, int(low[1]) - 8, int(high[0]) + 8, int(high[1]) + 40)
+    here = head.to_head(warp.pixel_grid(rect)).astype(np.float32)
+    palette = interior.measure_palette(frame, portrait.mesh)
+    distances = rig.edge_distances(lips, here)
+    picture = frame[rect[1] : rect[3], rect[0] : rect[2]]
+    layers = interior.paint_layers(picture, here, distances, lips, palette, 1 / head.eye_distance)
+    return palette, layers, picture
+
+
+def test_teeth_are_brighter_than_the_cavity_and_never_pure_white() -> None:
+    for name in ("hopper", "rendered_man", "painted_woman", "charcoal_man", "drawn_girl"):
+        palette, _, _ = painted(name)
+        tooth, cavity = interior.luminance(palette.tooth), interior.luminance(palette.cavity)
+        assert 4 * cavity < tooth <= 236
+
+
+def test_a_darker_picture_has_darker_teeth() -> None:
+    light, _, _ = painted("hopper")
+    dark, _, _ = painted("hopper", brightness=0.5)
+    assert interior.luminance(dark.tooth) < 0.7 * interior.luminance(light.tooth)
+
+
+def test_a_grey_picture_has_a_grey_tongue() -> None:
+    coloured, _, _ = painted("hopper")
+    grey, _, _ = painted("charcoal_man")
+    assert np.ptp(coloured.tongue) > 20
+    assert np.ptp(grey.tongue) < 0.35 * np.ptp(coloured.tongue)
+
+
+def test_drawings_are_flat_and_photographs_are_not() -> None:
+    assert painted("drawn_girl")[0].flatness > 0.8
+    assert painted("hopper")[0].flatness < 0.2
+
+
+def test_a_portrait_s_own_teeth_are_kept() -> None:
+    portrait = load_portrait("astronaut")
+    _, layers, picture = painted("astronaut")
+    x, y = ((portrait.mesh[13, :2] + portrait.mesh[14, :2]) / 2).astype(int)
+    low = np.floor(interior.mouth_extent(portrait.mesh)[0]).astype(int) - 8
+    row, column = y - low[1], x - low[0]
+    np.testing.assert_allclose(layers.upper_teeth[row, column, :3], picture[row, column], atol=12)
+    assert layers.upper_teeth[row, column, 3] > 0.95
+
+
+def test_layers_are_premultiplied_within_range() -> None:
+    _, layers, _ = painted("hopper")
+    for layer in layers[:3]:
+        assert layer.dtype == np.float32
+        assert layer[..., 3].min() >= 0
+        assert layer[..., 3].max() <= 1
+        assert (layer[..., :3] <= 255 * layer[..., 3:] + 1e-3).all()
+
+
+def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
+    palette, layers, picture = painted("hopper")
+    height, width = picture.shape[:2]
+    window = (slice(0, height), slice(0, width))
+    far_open = np.full((height, width, 2), -1.0, np.float32)
+    rest, _ = interior.paint(layers, palette, window, far_open, REST)
+    jaw = REST._replace(jaw_shift=np.array([0.0, 12.0]))
+    moved, teeth = interior.paint(layers, palette, window, far_open, jaw)
+    changed = np.abs(moved - rest).max(axis=-1) > 1
+    assert changed.any()
+    assert not changed[layers.upper_teeth[..., 3] == 1].any()
+    assert teeth.max() == 1

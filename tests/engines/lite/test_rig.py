@@ -1,0 +1,134 @@
+"""The rig moves a face mesh by what its parameters promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from musetalk.engines.lite import rig
+from musetalk.engines.lite.parameters import OPENING_GAIN, PARAMETER_INDEX, RIG_PARAMETERS, WIDTH_GAIN
+from tests.engines.lite.face_meshes import load_portrait
+
+FACES = ("astronaut", "charcoal_man", "drawn_girl", "hopper", "painted_woman", "rendered_man")
+UPPER_LIP, LOWER_LIP, LEFT_CORNER, RIGHT_CORNER = 13, 14, 61, 291
+
+
+def moved(mesh: np.ndarray, **values: float) -> np.ndarray:
+    """The mesh under the forward fields, lower lip and chin by the lower sheet; (478, 2)."""
+    parameters = np.zeros((1, len(RIG_PARAMETERS)), np.float32)
+    for name, value in values.items():
+        parameters[0, PARAMETER_INDEX[name]] = value
+    head = rig.head_frame(mesh)
+    lips = rig.measure_lips(head, mesh)
+    fields = rig.movement_fields(head, lips, head.to_head(mesh[:, :2]))
+    sheets = np.tensordot(rig.coefficients(parameters)[0], fields, axes=([0], [1]))
+    result = mesh[:, :2] + sheets[0]
+    lower = [*rig.INNER_LOWER[1:-1], *rig.OUTER_LOWER[1:-1], rig.CHIN]
+    result[lower] = mesh[lower, :2] + sheets[1][lower]
+    return result
+
+
+def distance(points: np.ndarray, mesh: np.ndarray, first: int, second: int) -> float:
+    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    return float(np.linalg.norm(points[first] - points[second]) / eyes)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_zero_shuts_every_portrait_s_mouth(name: str) -> None:
+    mesh = load_portrait(name).mesh
+    assert distance(moved(mesh), mesh, UPPER_LIP, LOWER_LIP) < 0.02
+
+
+@pytest.mark.parametrize("parameter", sorted(OPENING_GAIN))
+def test_openers_open_by_their_gain(parameter: str) -> None:
+    mesh = load_portrait("hopper").mesh
+    shut = distance(moved(mesh), mesh, UPPER_LIP, LOWER_LIP)
+    opened = distance(moved(mesh, **{parameter: 1.0}), mesh, UPPER_LIP, LOWER_LIP) - shut
+    assert opened == pytest.approx(OPENING_GAIN[parameter], rel=0.12)
+
+
+def test_pressed_lips_stay_shut_while_the_jaw_is_down() -> None:
+    mesh = load_portrait("hopper").mesh
+    pressed = moved(mesh, jaw_open=1.0, lip_open=1.0, lip_press=1.0)
+    assert distance(pressed, mesh, UPPER_LIP, LOWER_LIP) < 0.03
+    assert pressed[152, 1] > mesh[152, 1] + 5
+
+
+def test_width_moves_the_corners_apart_and_together_by_the_gain() -> None:
+    mesh = load_portrait("hopper").mesh
+    rest = distance(moved(mesh), mesh, LEFT_CORNER, RIGHT_CORNER)
+    wide = distance(moved(mesh, lip_width=1.0), mesh, LEFT_CORNER, RIGHT_CORNER)
+    narrow = distance(moved(mesh, lip_width=-1.0), mesh, LEFT_CORNER, RIGHT_CORNER)
+    assert wide - rest == pytest.approx(WIDTH_GAIN, rel=0.15)
+    assert rest - narrow == pytest.approx(WIDTH_GAIN, rel=0.15)
+
+
+def test_a_pucker_thickens_the_lips_it_narrows() -> None:
+    mesh = load_portrait("hopper").mesh
+    rest, puckered = moved(mesh), moved(mesh, pucker=1.0)
+    assert distance(puckered, mesh, LEFT_CORNER, RIGHT_CORNER) < 0.85 * distance(
+        rest, mesh, LEFT_CORNER, RIGHT_CORNER
+    )
+    assert distance(puckered, mesh, 14, 17) > 1.05 * distance(rest, mesh, 14, 17)
+
+
+def test_a_smile_raises_the_corners_and_leaves_the_middle() -> None:
+    mesh = load_portrait("hopper").mesh
+    rest, smiling = moved(mesh), moved(mesh, smile=1.0)
+    assert rest[LEFT_CORNER, 1] - smiling[LEFT_CORNER, 1] > 3
+    assert abs(rest[UPPER_LIP, 1] - smiling[UPPER_LIP, 1]) < 1
+
+
+def test_sheets_agree_beyond_the_corners() -> None:
+    mesh = load_portrait("hopper").mesh
+    head = rig.head_frame(mesh)
+    lips = rig.measure_lips(head, mesh)
+    right = np.concatenate([np.linspace(lips.left - 0.2, lips.left, 9), np.linspace(lips.right, 0.6, 9)])
+    line = np.stack([right, np.interp(right, lips.grid, lips.upper)], axis=-1)
+    upper, lower = rig.movement_fields(head, lips, line)
+    np.testing.assert_allclose(upper, lower, atol=0.02 * head.eye_distance)
+
+
+@pytest.mark.parametrize("degrees", [-25.0, 25.0])
+def test_a_rolled_head_moves_along_its_own_axes(degrees: float) -> None:
+    mesh = load_portrait("hopper").mesh
+    turn = np.radians(degrees)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    rolled = mesh.copy()
+    rolled[:, :2] = mesh[:, :2] @ rotation.T
+    upright = moved(mesh, jaw_open=0.7, smile=0.5) - mesh[:, :2]
+    turned = moved(rolled, jaw_open=0.7, smile=0.5) - rolled[:, :2]
+    np.testing.assert_allclose(turned, upright @ rotation.T, atol=0.35)
+
+
+def test_coefficients_of_a_batch_are_those_of_its_rows() -> None:
+    rows = np.random.default_rng(1).uniform(0, 1, (5, len(RIG_PARAMETERS))).astype(np.float32)
+    together = rig.coefficients(rows)
+    assert together.shape == (5, len(rig.COEFFICIENTS))
+    for row, expected in zip(rows, together, strict=True):
+        np.testing.assert_array_equal(rig.coefficients(row[None])[0], expected)
+
+
+def test_own_motion_undoes_the_jaw_and_width_of_talking_frames() -> None:
+    mesh = load_portrait("hopper").mesh
+    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    talking, wide = mesh.copy(), mesh.copy()
+    talking[LOWER_LIP, 1] += 0.1 * eyes
+    wide[LEFT_CORNER, 0] -= 0.05 * eyes
+    motion = rig.own_motion(np.stack([mesh, mesh, mesh, mesh, mesh, talking, wide]))
+    chin, width = rig.COEFFICIENTS.index("jaw_chin"), rig.COEFFICIENTS.index("lip_width")
+    np.testing.assert_allclose(motion[:5], 0, atol=1e-3)
+    assert motion[5, chin] == pytest.approx(-0.4, abs=0.05)
+    assert motion[6, width] == pytest.approx(-0.5, abs=0.05)
+
+
+def test_edge_distances_tell_lips_from_mouth() -> None:
+    mesh = load_portrait("astronaut").mesh
+    head = rig.head_frame(mesh)
+    lips = rig.measure_lips(head, mesh)
+    middle = (mesh[UPPER_LIP, :2] + mesh[LOWER_LIP, :2]) / 2
+    points = head.to_head(np.stack([mesh[0, :2], middle, mesh[17, :2]]))
+    distances = rig.edge_distances(lips, points)
+    assert distances[0, 0] > 0 > distances[0, 1]
+    assert (distances[1] < 0).all()
+    assert distances[2, 1] > 0 > distances[2, 0]
