@@ -14,6 +14,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -159,6 +160,8 @@ def check_output_path(output_path: Path | str, inputs: Iterable[Path | str] = ()
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.lstat()  # says whether the system can hold such a name
         if path.is_dir():
             raise OutputError(f"output {path} is a folder", "name a file in it")
         if any(_same_file(path, Path(source)) for source in inputs):
@@ -278,9 +281,9 @@ class VideoWriter:
         Raises:
             OutputError: the encoder failed; its own words are in the message.
         """
-        if buffer.shape != self._frame_shape or buffer.dtype != np.uint8:
+        if buffer.shape != self._frame_shape or buffer.dtype != np.uint8 or not buffer.flags.c_contiguous:
             raise ValueError(
-                f"frame of shape {buffer.shape} {buffer.dtype}, expected {self._frame_shape} uint8"
+                f"frame of shape {buffer.shape} {buffer.dtype}, expected contiguous {self._frame_shape} uint8"
             )
         if self._pads:
             buffer = np.pad(buffer, ((0, self._padding[0]), (0, self._padding[1]), (0, 0)), mode="edge")
@@ -301,7 +304,7 @@ class VideoWriter:
         if not self._open:
             return
         try:
-            if self._child.finish() != 0 or not self._temporary.is_file():
+            if self._child.finish() != 0 or self.frame_count == 0:
                 raise self._failure()
             _patiently(lambda: self._temporary.replace(self.output_path), self.output_path)
         finally:
