@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NAMED_KEYS = 3  # keys of a mismatch that the message names, the rest is counted
 WEB_PAGE_STARTS = (b"<!do", b"<htm", b"<?xm")
+CODE_REFUSED = ("GLOBAL ", "allowlisted", "reduce for unrecognized")  # torch's weights-only loader says so
 UNREADABLE = (
     RuntimeError,
     ValueError,
@@ -74,7 +75,7 @@ def _diagnose(path: Path, error: BaseException) -> WeightsError:
         return _unreadable(path, "is a web page saved under that name, no checkpoint 是网页而非权重文件")
     if path.stat().st_size == 0:
         return _unreadable(path, "is empty 是空文件")
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+    if isinstance(error, pickle.UnpicklingError) and any(word in str(error) for word in CODE_REFUSED):
         return _unreadable(
             path,
             "asks to run code, which a checkpoint never needs; nothing of it was run 含可执行代码，已拒绝",

@@ -1,0 +1,33 @@
+"""Tiny MuseTalk networks, made from seeds: the ones that the goldens were computed with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from musetalk.config import ModelPaths
+
+NEEDS_FULL = "needs the full environment (make install-full)"
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder in the official layout; read only."""
+    for package in ("torch", "diffusers", "transformers"):
+        pytest.importorskip(package, reason=NEEDS_FULL)
+    from musetalk.random_weights import write_random_weights
+
+    folder = tmp_path_factory.mktemp("models")
+    write_random_weights(folder, "tiny")
+    return folder
+
+
+def model_paths(folder: Path) -> ModelPaths:
+    """All paths named, as the callers do."""
+    return ModelPaths(
+        unet_config=folder / "musetalkV15/musetalk.json",
+        unet_model_path=folder / "musetalkV15/unet.pth",
+        vae_type=str(folder / "sd-vae"),
+        whisper_dir=folder / "whisper",
+    )
