@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from musetalk.config import (
     Defaults,
@@ -33,6 +33,9 @@ from musetalk.config import (
 from musetalk.errors import CacheMissingError, InterruptedRun, MuseTalkError, UsageError
 from musetalk.service import IntegratedMuseTalkService
 from musetalk.store import check_template_id
+
+if TYPE_CHECKING:
+    from musetalk.measurement import Measurement
 
 Answer = dict[str, Any]
 Command = Callable[[argparse.Namespace], tuple[Answer, int]]
@@ -198,13 +201,31 @@ def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
         _preprocess_if_missing(service, arguments.template_id, Path(arguments.template_dir))
     output = arguments.output_path or Defaults.output_path.format(template_id=arguments.template_id)
     if getattr(arguments, "benchmark", False):
-        from musetalk.benchmark import benchmark_request
-
-        return benchmark_request(service, arguments.template_id, arguments.audio_path, output, arguments), 0
+        return _measure(service, arguments, Path(output)), 0
     answer = service.realtime_inference(
         arguments.template_id, arguments.audio_path, output, arguments.fps, arguments.frames_dir
     )
     return dict(answer), 0
+
+
+def _measure(service: IntegratedMuseTalkService, arguments: argparse.Namespace, output: Path) -> Answer:
+    if arguments.frames_dir:
+        raise UsageError("--frames_dir doesn't go with --benchmark", "leave one of them away")
+    measurement = service.measure(
+        arguments.template_id, arguments.audio_path, output, arguments.fps, arguments.benchmark_runs
+    )
+    return report(measurement, output)
+
+
+def report(measurement: Measurement, output: Path) -> Answer:
+    """The table on stderr, the chart of stages beside `output`, the rest as the answer."""
+    from musetalk.benchmark_chart import draw_stages
+
+    say(*measurement.table())
+    result = measurement.typical
+    title = f"{result.frames} frames in {result.processing_time:.2f} s, engine {result.engine}"
+    chart = draw_stages(result.intervals, title, output.with_name(f"{output.stem}.stages.png"))
+    return {**measurement.answer(), "chart_path": None if chart is None else str(chart)}
 
 
 def check_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
@@ -216,11 +237,11 @@ def check_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
             answer.update(
                 error_code="cache_invalid" if answer["exists"] else "cache_missing", error=answer["message"]
             )
-            _say(answer["message"], answer.get("hint", ""))
+            say(answer["message"], answer.get("hint", ""))
         return answer, 0 if answer["valid"] else 6
     templates = service.list_template_caches()
     for line in _table(templates):
-        _say(line)
+        say(line)
     return {
         "success": True,
         "cache_dir": str(service.store.cache_dir),
@@ -289,7 +310,8 @@ def service_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     return arguments.command, arguments
 
 
-def _say(*lines: str) -> None:
+def say(*lines: str) -> None:
+    """Lines for a person, on stderr; empty ones are left out."""
     for line in lines:
         if line:
             sys.stderr.write(line + "\n")
@@ -321,17 +343,17 @@ def execute(
         return command(arguments)
     except InterruptedRun as e:
         message, hint = "interrupted 已中断", "run the command again 请重新运行"
-        _say(message)
+        say(message)
         return _failure(None, "interrupted", message, hint, template_id), e.exit_code
     except MuseTalkError as e:
         log.debug("raised here", exc_info=True)
-        _say(e.message, e.hint)
+        say(e.message, e.hint)
         return _failure(e, e.error_code, e.message, e.hint, template_id), e.exit_code
     except Exception as e:  # noqa: BLE001 - the last line of defence: a defect becomes an answer too
-        _say(traceback.format_exc())
+        say(traceback.format_exc())
         message = f"internal error 内部错误: {type(e).__name__}: {e}"
         hint = "please report this with the lines above 请附上以上日志反馈"
-        _say(message, hint)
+        say(message, hint)
         return _failure(None, "internal", message, hint, template_id), 1
 
 

@@ -12,6 +12,7 @@ import queue
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from musetalk.compositor import FrameCompositor
     from musetalk.engines.base import Engine, Generator
+    from musetalk.measurement import BenchmarkAnswer, Measurement
     from musetalk.media.video import VideoWriter
     from musetalk.template import Template
 
@@ -157,6 +159,32 @@ class UltraFastRealtimeInference:
             device=Device(engine.device, self.device.requested),
             dtype=engine.dtype,
         )
+
+    def measure(
+        self,
+        template_id: str,
+        audio_path: str | Path,
+        output_path: str | Path,
+        fps: float | str | Fraction = Defaults.fps,
+        runs: int = Defaults.benchmark_runs,
+    ) -> Measurement:
+        """`ultra_fast_inference` once to warm up, then `runs` times; raises what it raises.
+
+        Raises:
+            InputError: `runs` is below 1.
+        """
+        from musetalk.measurement import measure
+
+        return measure(
+            lambda: self.ultra_fast_inference(template_id, audio_path, output_path, fps, record=True), runs
+        )
+
+    def benchmark_performance(
+        self, template_id: str, audio_path: str | Path, runs: int = Defaults.benchmark_runs
+    ) -> BenchmarkAnswer:
+        """What rendering `audio_path` costs, the video thrown away; see `measure`."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.measure(template_id, audio_path, Path(folder) / "benchmark.mp4", runs=runs).answer()
 
     def open(self, template_id: str) -> OpenedTemplate:
         """The template, ready to render; loaded again only when its cache has changed."""

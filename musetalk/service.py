@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from musetalk import __version__
 from musetalk.config import (
@@ -22,6 +22,9 @@ from musetalk.engines import available_engines
 from musetalk.inference import InferenceResult, UltraFastRealtimeInference
 from musetalk.preprocessing import EnhancedMuseTalkPreprocessor
 from musetalk.store import MEGABYTE, CacheCheck, TemplateStore
+
+if TYPE_CHECKING:
+    from musetalk.measurement import Measurement
 
 SERVICE_NAME = "IntegratedMuseTalkService"
 
@@ -185,14 +188,29 @@ class IntegratedMuseTalkService:
         frames_dir: str | Path | None = None,
     ) -> InferenceAnswer:
         """Renders speech onto a cached template."""
+        result = self._renderer().ultra_fast_inference(
+            template_id, audio_path, output_path, fps, frames_dir=frames_dir
+        )
+        return inference_answer(result)
+
+    def measure(
+        self,
+        template_id: str,
+        audio_path: str | Path,
+        output_path: str | Path,
+        fps: float | str = Defaults.fps,
+        runs: int = Defaults.benchmark_runs,
+    ) -> Measurement:
+        """`realtime_inference` once to warm up and `runs` times to be measured."""
+        return self._renderer().measure(template_id, audio_path, output_path, fps, runs)
+
+    def _renderer(self) -> UltraFastRealtimeInference:
+        """The renderer, kept between calls so that its template stays open."""
         if self._inference is None:
             self._inference = UltraFastRealtimeInference(
                 self.store.cache_dir, config=self.config, encoding=self.encoding
             )
-        result = self._inference.ultra_fast_inference(
-            template_id, audio_path, output_path, fps, frames_dir=frames_dir
-        )
-        return inference_answer(result)
+        return self._inference
 
     def check_template_cache(self, template_id: str) -> CheckAnswer:
         """Whether a template can be used."""
