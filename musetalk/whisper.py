@@ -21,10 +21,12 @@ N_FFT = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms
 N_MELS = 80
 MEL_FRAMES = SEGMENT_SAMPLES // HOP
+MEL_CHUNK = 300  # frames transformed at once, few enough to stay in the processor's cache
 STEP_SAMPLES = 2 * HOP  # samples per encoder step: the encoder's second convolution has stride 2
 STEPS_PER_SECOND = SAMPLE_RATE // STEP_SAMPLES
 SEGMENT_STEPS = SEGMENT_SAMPLES // STEP_SAMPLES
 WINDOW_STEPS = 10  # steps of one audio prompt: 2 × (2 left + 2 right + 1)
+PIECE_STEPS = 250
 BLOCK_FRAMES = 64  # frames of audio prompts that leave together
 
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -87,9 +89,12 @@ def log_mel(segment: np.ndarray, n_frames: int = MEL_FRAMES) -> np.ndarray:
     padded[: len(segment)] = segment
     padded = np.pad(padded, N_FFT // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:n_frames]
-    spectrum = np.fft.rfft(windows * _hann_window(), axis=1)
-    power = spectrum.real**2 + spectrum.imag**2
-    log_power = np.log10(np.maximum(mel_filters() @ power.T, 1e-10))
+    mel_power = np.empty((N_MELS, MEL_FRAMES))
+    for start in range(0, MEL_FRAMES, MEL_CHUNK):
+        spectrum = np.fft.rfft(windows[start : start + MEL_CHUNK] * _hann_window(), axis=1)
+        power = spectrum.real**2 + spectrum.imag**2
+        mel_power[:, start : start + MEL_CHUNK] = mel_filters() @ power.T
+    log_power = np.log10(np.maximum(mel_power, 1e-10))
     log_power = np.maximum(log_power, log_power.max() - 8.0)
     return ((log_power + 4.0) / 4.0).astype(np.float32)
 
@@ -113,8 +118,8 @@ def segments(waveform: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 def hidden_states(waveform: Iterable[np.ndarray], encoder: Encoder) -> Iterator[HiddenStates]:
     """Encoder states of a 16 kHz waveform that arrives in float32 (n,) blocks, a segment at a time."""
     for segment in segments(waveform):
-        states = encoder(log_mel(segment))
-        yield HiddenStates(states[:, : len(segment) // STEP_SAMPLES], len(segment))
+        steps = len(segment) // STEP_SAMPLES
+        yield HiddenStates(encoder(log_mel(segment))[:, :steps], len(segment))
 
 
 def audio_prompts(blocks: Iterable[HiddenStates], fps: Fraction) -> Iterator[np.ndarray]:
@@ -124,16 +129,17 @@ def audio_prompts(blocks: Iterable[HiddenStates], fps: Fraction) -> Iterator[np.
     steps in front (MuseTalk, musetalk/utils/audio_processor.py); zeros stand for what lies beyond the
     end, so the last windows are as long as the others. All blocks together are
     `frame_count(n_samples, fps)` frames. A frame leaves as soon as its window and its own duration
-    are complete; memory holds one block of states and one window.
+    are complete; memory holds one block of states and a few seconds' copy.
     """
     lead = -(-STEPS_PER_SECOND * fps.denominator // fps.numerator) * 2
     held: np.ndarray | None = None  # states from step `first` on, counted with the zeros in front
     first = n_samples = done = 0
-    for block in blocks:
+    for piece in _pieces(blocks):
         if held is None:
-            held = np.zeros((block.states.shape[0], lead, block.states.shape[2]), block.states.dtype)
-        held = np.concatenate([held, block.states], axis=1)
-        n_samples += block.n_samples
+            held = np.zeros((piece.states.shape[0], lead, piece.states.shape[2]), piece.states.dtype)
+        held = np.concatenate([held, piece.states], axis=1)
+        n_samples += piece.n_samples
+        del piece  # a view that would keep its whole segment
         last_start = first + held.shape[1] - WINDOW_STEPS
         complete = min(frame_count(n_samples, fps), _frames_starting_by(last_start, fps))
         yield from _windows(held, first, range(done, complete), fps)
@@ -145,6 +151,16 @@ def audio_prompts(blocks: Iterable[HiddenStates], fps: Fraction) -> Iterator[np.
         missing = max(0, _window_start(total - 1, fps) + WINDOW_STEPS - first - held.shape[1])
         held = np.pad(held, ((0, 0), (0, missing), (0, 0)))
         yield from _windows(held, first, range(done, total), fps)
+
+
+def _pieces(blocks: Iterable[HiddenStates]) -> Iterator[HiddenStates]:
+    """The same states a few seconds at a time, so that a segment isn't copied whole."""
+    for states, n_samples in blocks:
+        whole = states.shape[1] // PIECE_STEPS * PIECE_STEPS
+        for start in range(0, whole, PIECE_STEPS):
+            yield HiddenStates(states[:, start : start + PIECE_STEPS], PIECE_STEPS * STEP_SAMPLES)
+        yield HiddenStates(states[:, whole:], n_samples - whole * STEP_SAMPLES)
+        del states  # before the next segment is encoded
 
 
 def _window_start(frame: int, fps: Fraction) -> int:

@@ -56,7 +56,7 @@ def test_complaint_names_the_cause_first_and_no_addresses(tmp_path: Path) -> Non
 
 
 def test_a_child_that_talks_a_lot_is_drained() -> None:
-    chatter = ["-f", "lavfi", "-i", "color=s=16x16:r=1000:d=20", "-vf", "showinfo", "-f", "null", "-"]
+    chatter = ["-f", "lavfi", "-i", "color=s=16x16:r=1000:d=8", "-vf", "showinfo", "-f", "null", "-"]
     with ffmpeg.Child(chatter) as child:
         assert child.finish() == 0
     assert len(child.log) < 100_000
