@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,18 @@ class PreparedFace:
     contour_fields: np.ndarray
     palette: interior.Palette
     layers: interior.Layers
+
+
+class OwnMotion(NamedTuple):
+    """What a template's speaker does with the mouth in one frame, to be taken out.
+
+    Attributes:
+        swing: eye distances that the gap between the lips is wider in frames near by.
+        rest: field coefficients that bring jaw and corners back to rest.
+    """
+
+    swing: float
+    rest: np.ndarray
 
 
 class LiteEngine:
@@ -114,7 +126,7 @@ class LiteGenerator:
 
     def __init__(self, template: Template) -> None:
         self._template = template
-        self._rest = _rest_coefficients(template)
+        self._motions = _own_motions(template)
         self._prepared: OrderedDict[int, PreparedFace] = OrderedDict()
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
@@ -126,7 +138,7 @@ class LiteGenerator:
         faces = []
         for i, index in enumerate(indices):
             position = self._template.unique[index % len(self._template)]
-            rest = self._rest.get(position, 0)
+            rest = self._motions[position].rest
             faces.append(render(self._face(position), parameters[i], coefficients[i] + rest))
         return faces
 
@@ -146,6 +158,7 @@ class LiteGenerator:
             template.latents[position],
             template.masks[position],
             template.crop_boxes[position],
+            self._motions[position].swing,
         )
         self._prepared[position] = face
         if len(self._prepared) > KEPT_FRAMES:
@@ -153,22 +166,27 @@ class LiteGenerator:
         return face
 
 
-def _rest_coefficients(template: Template) -> dict[int, np.ndarray]:
+def _own_motions(template: Template) -> dict[int, OwnMotion]:
+    """The speaker's own motion at each cycle position that shows a face; none in a still."""
     positions = [i for i in sorted(set(template.unique)) if template.has_face(i)]
     if len(positions) < 2:
-        return {}
-    motion = rig.own_motion(np.stack([template.latents[i] for i in positions]))
-    return dict(zip(positions, motion, strict=True))
+        return dict.fromkeys(positions, OwnMotion(0.0, np.zeros(len(rig.COEFFICIENTS), np.float32)))
+    meshes = np.stack([template.latents[i] for i in positions])
+    motions = zip(rig.opening_swing(meshes).tolist(), rig.own_motion(meshes), strict=True)
+    return {position: OwnMotion(*motion) for position, motion in zip(positions, motions, strict=True)}
 
 
 def prepare_face(
-    frame: np.ndarray, bbox: Box, mesh: np.ndarray, mask: np.ndarray, crop_box: Box
+    frame: np.ndarray, bbox: Box, mesh: np.ndarray, mask: np.ndarray, crop_box: Box, swing: float = 0.0
 ) -> PreparedFace:
-    """What `render` needs of a frame (H, W, 3) with its box, mesh (478, 3), blend mask and crop box."""
+    """What `render` needs of a frame (H, W, 3) with its box, mesh (478, 3), blend mask and crop box.
+
+    `swing` is `OwnMotion.swing`.
+    """
     picture, landmarks = _working_picture(frame, bbox, mesh)
     height, width = picture.shape[:2]
     head = rig.head_frame(landmarks)
-    lips = rig.measure_lips(head, landmarks)
+    lips = rig.measure_lips(head, landmarks, swing)
     freedom, rect = _freedom(_mask_in_box(mask, crop_box, bbox), width, height, head.eye_distance)
     lattice = warp.lattice_over(rect)
     nodes = head.to_head(lattice.nodes().astype(np.float64))

@@ -30,6 +30,7 @@ UPPER_EDGE = 0.026  # below the closed lips' line
 LOWER_EDGE = 0.018
 CROWN = 0.15  # visible height of a painted tooth
 TEETH_DEPTH = 0.05  # behind the lips
+WARM_SHADOW = np.array([0.34, 0.22, 0.0], np.float32)  # how much more blue and green shadows lose than red
 TONGUE_TOP = 0.048  # below the closed lips' line with the jaw shut
 
 
@@ -290,7 +291,7 @@ def paint(
     below_upper, above_lower = -distances[..., 0], -distances[..., 1]
     lift = np.exp(-np.maximum(above_lower, 0) / 0.05)
     picture = palette.cavity * (0.55 + 0.75 * lift)[..., None]
-    shade = _depth_shade(below_upper, 0.10)[..., None]
+    shade = _depth_shade(below_upper, 0.10)
     for layer, shift, light in (
         (layers.tongue, pose.tongue_shift, 1 + 0.4 * pose.tongue_up),
         (layers.lower_teeth, pose.jaw_shift, 1 - 0.32 * pose.pucker),
@@ -298,7 +299,7 @@ def paint(
         moved = _shifted(layer, window, shift)
         picture = moved[..., :3] * (light * shade) + picture * (1 - moved[..., 3:])
     upper = layers.upper_teeth[window]
-    shade = (1 - 0.32 * pose.pucker) * _depth_shade(below_upper, 0.045)[..., None]
+    shade = (1 - 0.32 * pose.pucker) * _depth_shade(below_upper, 0.045)
     picture = upper[..., :3] * shade + picture * (1 - upper[..., 3:])
     rim = 0.75 * (1 - pose.tuck) * np.exp(-((np.maximum(above_lower, 0) / 0.012) ** 2))
     picture += (palette.lip * 0.62 - picture) * rim[..., None]
@@ -306,9 +307,11 @@ def paint(
 
 
 def _depth_shade(below_upper: np.ndarray, reach: float) -> np.ndarray:
+    """Light (h, w, 3) under the upper lip's shadow, which is red with light that came through flesh."""
     x = np.clip(below_upper / reach, 0, 1)
     contact = np.exp(-np.maximum(below_upper, 0) / 0.007)
-    return (0.55 + 0.45 * x * (2 - x)) * (1 - 0.6 * contact)
+    shade = ((0.55 + 0.45 * x * (2 - x)) * (1 - 0.6 * contact))[..., None]
+    return shade * (1 - WARM_SHADOW + WARM_SHADOW * shade)
 
 
 def mouth_extent(landmarks: np.ndarray) -> np.ndarray:

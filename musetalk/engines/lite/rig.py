@@ -48,6 +48,7 @@ UPPER_SHARE = 0.45  # of an open portrait's gap that the upper lip closes
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
+LARGEST_SWING = 0.04  # eye distances
 JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
 USUAL_MOUTH = 0.52  # eye distances, outer width of a resting mouth
 
@@ -127,18 +128,20 @@ def _lip_table(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return np.convolve(padded, kernel / kernel.sum(), mode="valid")
 
 
-def measure_lips(frame: HeadFrame, landmarks: np.ndarray) -> Lips:
-    """The lips' shape from (478, 3) landmarks in pixels."""
+def measure_lips(frame: HeadFrame, landmarks: np.ndarray, swing: float = 0.0) -> Lips:
+    """The lips' shape from (478, 3) landmarks in pixels; `swing` widens the mouth's own gap."""
     head = frame.to_head(landmarks[:, :2].astype(np.float64))
     grid = np.linspace(-LIP_REACH, LIP_REACH, LIP_SAMPLES)
     upper = _lip_table(head[list(INNER_UPPER)], grid)
     lower = _lip_table(head[list(INNER_LOWER)], grid)
     middle = (upper + lower) / 2
+    along = 2 * (grid - head[78, 0]) / (head[308, 0] - head[78, 0]) - 1
+    widening = swing / 2 * np.maximum(1 - along**2, 0)
     width = float(np.linalg.norm(head[291] - head[61]))
     return Lips(
         grid=grid,
-        upper=np.minimum(upper, middle),
-        lower=np.maximum(lower, middle),
+        upper=np.minimum(upper, middle) - widening,
+        lower=np.maximum(lower, middle) + widening,
         left=float(min(head[78, 0], -0.05)),
         right=float(max(head[308, 0], 0.05)),
         upper_thickness=float(max(head[13, 1] - head[0, 1], 0.02)),
@@ -197,6 +200,19 @@ def own_motion(meshes: np.ndarray) -> np.ndarray:
     motion[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
     motion[:, COEFFICIENTS.index("jaw_chin")] = -np.clip(JAW_OF_OPENING * beyond_rest / CHIN_GAIN, 0, 1)
     return motion
+
+
+def opening_swing(meshes: np.ndarray) -> np.ndarray:
+    """How much wider than in its own frame a talking mouth is within two frames, (N,) eye distances.
+
+    Landmarks smoothed over time lag behind fast lips; a gap as wide as its neighbours' hides what they
+    miss. `meshes` (N, 478, 3) are consecutive frames'.
+    """
+    eye_distance = np.linalg.norm(meshes[:, LEFT_EYE] - meshes[:, RIGHT_EYE], axis=1)
+    opening = np.linalg.norm(meshes[:, 13] - meshes[:, 14], axis=1) / eye_distance
+    padded = np.pad(opening, 2, mode="edge")
+    widest = np.lib.stride_tricks.sliding_window_view(padded, 5).max(axis=1)
+    return np.minimum(widest - opening, LARGEST_SWING)
 
 
 class _Place(NamedTuple):
