@@ -89,8 +89,8 @@ def log_mel(segment: np.ndarray, n_frames: int = MEL_FRAMES) -> np.ndarray:
     padded[: len(segment)] = segment
     padded = np.pad(padded, N_FFT // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:n_frames]
-    mel_power = np.empty((N_MELS, MEL_FRAMES))
-    for start in range(0, MEL_FRAMES, MEL_CHUNK):
+    mel_power = np.empty((N_MELS, n_frames))
+    for start in range(0, n_frames, MEL_CHUNK):
         spectrum = np.fft.rfft(windows[start : start + MEL_CHUNK] * _hann_window(), axis=1)
         power = spectrum.real**2 + spectrum.imag**2
         mel_power[:, start : start + MEL_CHUNK] = mel_filters() @ power.T
