@@ -238,13 +238,13 @@ class TemplateStore:
         Args:
             preview: an encoded JPEG for operators.
         """
-        import pickle
+        from musetalk.template_pickle import dump_template
 
         pickle_path, metadata_path = self.pickle_path(template_id), self.metadata_path(template_id)
         self._remove_leftovers(template_id)
         with atomic_file(pickle_path) as stream:
             hashing = _HashingStream(stream)
-            pickle.Pickler(hashing, protocol=5).dump(template.to_dict())
+            dump_template(template, hashing)
             metadata_path.unlink(missing_ok=True)
         if preview is not None:
             with atomic_file(self.preview_path(template_id)) as stream:
@@ -305,8 +305,8 @@ class TemplateStore:
         return self._retry_locked(template_id, lambda: self._load(template_id))
 
     def _load(self, template_id: str) -> tuple[Template, TemplateMetadata]:
-        from musetalk.safe_pickle import load_template_dict
         from musetalk.template import Template
+        from musetalk.template_pickle import load_template_dict
 
         metadata = self.read_metadata(template_id)
         path = self.pickle_path(template_id)

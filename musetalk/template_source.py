@@ -6,6 +6,7 @@ them at once too, and boxes can be smoothed without lag only when the whole clip
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from musetalk.faces.base import Face
 
 Item = TypeVar("Item")
+
+log = logging.getLogger(__name__)
 
 PREVIEW_SIDE = 720  # pixels, the longer side of the operators' picture at most
 PREVIEW_QUALITY = 85  # of its JPEG
@@ -161,6 +164,7 @@ def find_faces(
     """
     from musetalk.faces import create_detector
     from musetalk.faces.base import face_boxes, smooth_track, track
+    from musetalk.idle_motion import idle_frames
 
     moving = is_video(source)
     detector = create_detector(settings.face_detector, engine, device, moving)
@@ -176,6 +180,13 @@ def find_faces(
     total = _frame_total(source)
     found = list(track(detector, progress(held(), total, "detect 检测")))
     faces = smooth_track(found) if moving else found
+    if settings.idle_motion:
+        if moving:
+            log.warning(
+                "idle motion is for single images, %s moves by itself 视频模板忽略 --idle_motion", source
+            )
+        elif faces[0] is not None:
+            frames, faces = map(list, zip(*idle_frames(frames[0], faces[0]), strict=True))
     margin = 0 if (engine, config.models.version) == ("musetalk", "v1") else settings.extra_margin
     bboxes = face_boxes(faces, frames[0].shape[:2], settings, margin)
     result = TemplateSource(frames, faces, bboxes)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import operator
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 from musetalk.errors import CacheError, CacheMissingError, InputError, OutputError
 from musetalk.store import TemplateStore, atomic_file, check_template_id, file_sha256
+from musetalk.template import Template
 from tests.conftest import make_template
 
 
@@ -67,6 +70,26 @@ def test_file_is_hardly_larger_than_its_unique_frames(tmp_path):
         metadata = store.publish("clip", template, {"template_id": "clip"})
     unique = sum(template.frames[i].nbytes + template.masks[i].nbytes for i in set(template.unique))
     assert metadata["pkl_size"] == store.size("clip") < unique + 64_000
+
+
+def test_frames_that_share_most_bytes_are_stored_as_differences(tmp_path):
+    store = TemplateStore(tmp_path)
+    still = make_template(1, size=(640, 360))
+    frames = [still.frames[0].copy() for _ in range(20)]
+    for i, frame in enumerate(frames):
+        frame[100:200, 100 + i : 200 + i] += 3
+    template = Template.from_frames(
+        frames, still.bboxes[:1] * 20, still.latents[:1] * 20, still.masks[:1] * 20, still.crop_boxes[:1] * 20
+    )
+    with store.lock("alive"):
+        size = store.publish("alive", template, {"template_id": "alive"})["pkl_size"]
+    assert size < 3 * frames[0].nbytes
+    with store.pickle_path("alive").open("rb") as stream:
+        plain = pickle.load(stream)["frame_list_cycle"]
+    for loaded in (store.load("alive")[0].frames, plain):
+        for got, want in zip(loaded, template.frames, strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert loaded[19] is loaded[20]
 
 
 def test_missing_template_has_the_documented_message(tmp_path):
@@ -127,6 +150,9 @@ class _Payload:
         _Payload(np.dtype, "O"),
         _Payload(np.ndarray, (10**14,), "u1"),
         _Payload(subprocess.Popen, ["touch", "hostile.txt"]),
+        _Payload(zlib.decompress, zlib.compress(bytes(300_000_000))),
+        _Payload(zlib.decompress, zlib.compress(bytes(1000))[:-5]),
+        _Payload(operator.add, 1, 2),
         np.array([_Payload(os.system, "echo hostile > hostile.txt")], dtype=object),
         np.zeros(3, dtype=[("a", "O")]),
     ],

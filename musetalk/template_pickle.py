@@ -1,4 +1,7 @@
-"""Reading a template's pickle without trusting it: containers, numbers, numpy arrays, legacy tensors.
+"""A template's pickle: written small, read without trusting it.
+
+A frame that shares most of its bytes with the first one, as those of a still portrait brought to life do,
+is written as a compressed difference that plain `pickle.load` adds up again, without this package.
 
 The decision a reader would question: pickle's own opcodes may call whatever `find_class` returns and set
 state on it, so numpy's constructors are never handed out. Each allowed name becomes a small sealed object
@@ -9,15 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import operator
 import pickle
 import threading
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from musetalk.config import MAX_SIDE
 from musetalk.errors import CacheError, MuseTalkError
+
+if TYPE_CHECKING:
+    from musetalk.template import Template
+
+SHARED_BYTES = 0.5  # of a frame, equal to the first one's, from which a difference pays
+DEFLATE_LEVEL = 1
+MAX_FRAME_BYTES = 3 * MAX_SIDE * MAX_SIDE
 
 _NUMERIC_KINDS = "biuf"
 _NUMPY_MODULES = (
@@ -94,6 +108,21 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return str(text).encode("latin1")
 
 
+def _inflate(data: Any) -> bytes:
+    inflater = zlib.decompressobj()
+    content = inflater.decompress(bytes(data), MAX_FRAME_BYTES)
+    if not inflater.eof:
+        raise pickle.UnpicklingError("a compressed frame that is cut or too large")
+    return content
+
+
+def _add(first: Any, difference: Any) -> np.ndarray:
+    for array in (first, difference):
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+            raise pickle.UnpicklingError("a difference of something else than frames")
+    return np.add(first, difference)
+
+
 def _refuse(*_arguments: Any) -> Any:
     raise pickle.UnpicklingError("an array outside its own pickling")
 
@@ -107,14 +136,20 @@ _NUMPY_NAMES: dict[str, Callable[..., Any]] = {
 }
 
 
+_OTHER_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytearray"): bytearray,
+    ("zlib", "decompress"): _inflate,
+    ("_operator", "add"): _add,
+}
+
+
 class _TemplateUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in _NUMPY_MODULES and name in _NUMPY_NAMES:
             return _Sealed(_NUMPY_NAMES[name])
-        if (module, name) == ("_codecs", "encode"):
-            return _Sealed(_encode)
-        if (module, name) == ("builtins", "bytearray"):
-            return _Sealed(bytearray)
+        if (module, name) in _OTHER_NAMES:
+            return _Sealed(_OTHER_NAMES[module, name])
         if module.split(".")[0] == "torch" or (module, name) == ("collections", "OrderedDict"):
             from musetalk.legacy_tensors import tensor_constructor
 
@@ -151,6 +186,49 @@ def _damaged(stream: IO[bytes], reason: str) -> CacheError:
         f"❌ 模板缓存已损坏 {Path(stream.name).name} can't be used: {reason}",
         "💡 请重新运行预处理 (run --preprocess --force_refresh again)",
     )
+
+
+@dataclass(frozen=True)
+class _Deflated:
+    """Bytes that a pickle holds compressed."""
+
+    data: bytes
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[bytes]]:
+        return zlib.decompress, (zlib.compress(self.data, DEFLATE_LEVEL),)
+
+
+class _TemplatePickler(pickle.Pickler):
+    """Writes frames that hardly differ from the template's first as differences to it."""
+
+    def __init__(self, stream: Any, template: Template) -> None:
+        super().__init__(stream, protocol=5)
+        self._first = template.frames[0]
+        later = [template.frames[i] for i in set(template.unique) if i]
+        self._similar = {id(frame) for frame in later if (frame == self._first).mean() >= SHARED_BYTES}
+
+    def reducer_override(self, value: Any) -> Any:
+        if id(value) not in self._similar:
+            return NotImplemented
+        difference = np.subtract(value, self._first)
+        rebuild, (_, *layout) = difference.__reduce_ex__(5)[:2]
+        return operator.add, (self._first, _Rebuilt(rebuild, (_Deflated(difference.tobytes()), *layout)))
+
+
+@dataclass(frozen=True)
+class _Rebuilt:
+    """An object that a pickle makes by a call."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+def dump_template(template: Template, stream: Any) -> None:
+    """Pickles the template's documented dict into `stream`, anything with `write`."""
+    _TemplatePickler(stream, template).dump(template.to_dict())
 
 
 def _sha256(content: mmap.mmap, result: list[str]) -> None:
