@@ -63,7 +63,7 @@ def parse_fps(value: float | str | Fraction) -> Fraction:
     ntsc = Fraction(nominal * 1000, 1001)
     if nominal in (24, 30, 48, 60, 120) and fps != nominal and abs(fps - ntsc) < Fraction(1, 500):
         return ntsc
-    return fps.limit_denominator(100_000)
+    return fps.limit_denominator(4000)
 
 
 @dataclass(frozen=True)
