@@ -24,7 +24,7 @@ _UPPER_BOUNDARY = 0.5  # of the crop box; above it nothing is blended
 _BLUR = 0.1  # kernel side over the crop box's
 _CHEEK_EROSION = (35, 3)  # pixels of the label map, applied twice
 _CONE_HEIGHT, _TAIL_HEIGHT = 21, 12  # pixels of the label map
-_PLANES_BUDGET = 1 << 30  # bytes of converted template frames kept
+_PLANES_BUDGET = 1 << 29  # bytes of converted template frames kept
 
 
 def crop_frame(frame: np.ndarray, crop: Box) -> np.ndarray:
@@ -56,7 +56,6 @@ def prepare_mask(
 
     Source: MuseTalk, musetalk/utils/blending.py, get_image_prepare_material.
     """
-    import cv2
     from PIL import Image
 
     crop = crop_box(bbox)
@@ -71,8 +70,21 @@ def prepare_mask(
     top = max(bbox[1] - crop[1], int(side * _UPPER_BOUNDARY))
     inside = slice(top, bbox[3] - crop[1]), slice(bbox[0] - crop[0], bbox[2] - crop[0])
     mask[inside] = parsed[inside]
-    kernel = int(_BLUR * side // 2 * 2) + 1
-    return cv2.GaussianBlur(mask, (kernel, kernel), 0), crop
+    return _blurred(mask, int(_BLUR * side // 2 * 2) + 1), crop
+
+
+def _blurred(mask: np.ndarray, kernel: int) -> np.ndarray:
+    """`mask` (S, S) under a Gaussian of `kernel` pixels, computed only where it can be above 0."""
+    import cv2
+
+    x, y, width, height = cv2.boundingRect(mask)
+    reach = kernel // 2 + 1
+    rows = slice(max(y - reach, 0), y + height + reach)
+    columns = slice(max(x - reach, 0), x + width + reach)
+    result = np.zeros_like(mask)
+    if width and height:
+        result[rows, columns] = cv2.GaussianBlur(mask[rows, columns], (kernel, kernel), 0)
+    return result
 
 
 def _bytes(region: np.ndarray) -> np.ndarray:

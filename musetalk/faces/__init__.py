@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 MODELS = Path("models")
 DWPOSE_WEIGHTS = "dwpose/dw-ll_ucoco_384.pth"
-S3FD_WEIGHTS = "s3fd/s3fd-619a316812.pth"
-LANDMARK_WEIGHTS = "s3fd/2DFAN4-11f355bf06.pth.tar"
+S3FD_WEIGHTS = "face-alignment/s3fd-619a316812.pth"
+LANDMARK_WEIGHTS = "face-alignment/2DFAN4-11f355bf06.pth.tar"
 BISENET_WEIGHTS = "face-parse-bisent/79999_iter.pth"
 _DWPOSE_PACKAGES = ("torch", "mmpose", "face_alignment")
 
