@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MESH_POINTS = 478
 WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
 KEPT_FRAMES = 8
+LOOKED_AT = 7  # template frames, about, that tell what the mouth's inside looks like
 FULL_MASK = 236  # of 255; where the blend mask is above, the face replaces the template's pixels
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
@@ -37,36 +38,31 @@ EDGE_RAMP = 0.15  # eye distances over which movement fades towards the blend ma
 
 @dataclass(frozen=True)
 class PreparedFace:
-    """Everything about one template frame that does not depend on the sound."""
+    """Everything about one template frame that does not depend on the sound.
 
-    picture: np.ndarray
-    landmarks: np.ndarray
-    frame: rig.HeadFrame
-    lips: rig.Lips
+    Attributes:
+        measured: its picture and geometry.
+        lattice: over the part of the picture that may move.
+        fields: (2, coefficients, rows, columns, 2) pixels, of both sheets at the lattice's nodes.
+        hold: (rows, columns, 1) how freely nodes move.
+        node_distances: (rows, columns, 2) from the inner lip edges.
+        pixels: (h, w, 2) coordinates of the lattice's rectangle.
+        between: (h, w) 1 between the mouth's corners, over the mouth's rectangle.
+        contour: (22, 2) pixels of the inner lips; contour_fields: how they move.
+        palette, layers: of the mouth's inside.
+    """
+
+    measured: MeasuredFace
     lattice: warp.Lattice
     fields: np.ndarray
     hold: np.ndarray
     node_distances: np.ndarray
     pixels: np.ndarray
-    distances: np.ndarray
     between: np.ndarray
-    mouth: Box
     contour: np.ndarray
     contour_fields: np.ndarray
     palette: interior.Palette
     layers: interior.Layers
-
-
-class OwnMotion(NamedTuple):
-    """What a template's speaker does with the mouth in one frame, to be taken out.
-
-    Attributes:
-        swing: eye distances that the gap between the lips is wider in frames near by.
-        rest: field coefficients that bring jaw and corners back to rest.
-    """
-
-    swing: float
-    rest: np.ndarray
 
 
 class LiteEngine:
@@ -127,6 +123,7 @@ class LiteGenerator:
     def __init__(self, template: Template) -> None:
         self._template = template
         self._motions = _own_motions(template)
+        self._look: interior.Look | None = None
         self._prepared: OrderedDict[int, PreparedFace] = OrderedDict()
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
@@ -152,69 +149,105 @@ class LiteGenerator:
             self._prepared.move_to_end(position)
             return self._prepared[position]
         template = self._template
-        face = prepare_face(
-            template.frames[position],
-            template.bboxes[position],
-            template.latents[position],
-            template.masks[position],
-            template.crop_boxes[position],
-            self._motions[position].swing,
+        mask = _mask_in_box(
+            template.masks[position], template.crop_boxes[position], template.bboxes[position]
         )
+        self._look = self._look or self._common_look()
+        face = prepare_face(self._measure(position), mask, self._look)
         self._prepared[position] = face
         if len(self._prepared) > KEPT_FRAMES:
             self._prepared.popitem(last=False)
         return face
 
+    def _measure(self, position: int) -> MeasuredFace:
+        template = self._template
+        return measure_face(
+            template.frames[position],
+            template.bboxes[position],
+            template.latents[position],
+            self._motions[position],
+        )
 
-def _own_motions(template: Template) -> dict[int, OwnMotion]:
+    def _common_look(self) -> interior.Look:
+        """The look of the mouth's inside over frames spread through the template."""
+        positions = list(self._motions)
+        chosen = positions[:: max(1, len(positions) // LOOKED_AT)]
+        looks = [
+            interior.look_at_mouth(
+                face.picture, face.landmarks, face.distances, face.here, face.mouth, face.lips
+            )
+            for face in map(self._measure, chosen)
+        ]
+        return interior.common_look(looks)
+
+
+def _own_motions(template: Template) -> dict[int, rig.OwnMotion]:
     """The speaker's own motion at each cycle position that shows a face; none in a still."""
     positions = [i for i in sorted(set(template.unique)) if template.has_face(i)]
     if len(positions) < 2:
-        return dict.fromkeys(positions, OwnMotion(0.0, np.zeros(len(rig.COEFFICIENTS), np.float32)))
-    meshes = np.stack([template.latents[i] for i in positions])
-    motions = zip(rig.opening_swing(meshes).tolist(), rig.own_motion(meshes), strict=True)
-    return {position: OwnMotion(*motion) for position, motion in zip(positions, motions, strict=True)}
+        return dict.fromkeys(positions, rig.STILL)
+    motions = rig.own_motions(np.stack([template.latents[i] for i in positions]))
+    return dict(zip(positions, motions, strict=True))
 
 
-def prepare_face(
-    frame: np.ndarray, bbox: Box, mesh: np.ndarray, mask: np.ndarray, crop_box: Box, swing: float = 0.0
-) -> PreparedFace:
-    """What `render` needs of a frame (H, W, 3) with its box, mesh (478, 3), blend mask and crop box.
+@dataclass(frozen=True)
+class MeasuredFace:
+    """A frame's face at working size with the geometry of its lips.
 
-    `swing` is `OwnMotion.swing`.
+    Attributes:
+        picture: (h, w, 3) uint8 BGR, the face's box.
+        landmarks: (478, 3) its pixels.
+        frame, lips: the head's axes and the lips in them.
+        mouth: the rectangle that the open mouth may ever cover.
+        here: (h, w, 2) the rectangle's pixels in the head's frame.
+        distances: (h, w, 2) float32 of the rectangle's pixels from the inner lip edges.
     """
+
+    picture: np.ndarray
+    landmarks: np.ndarray
+    frame: rig.HeadFrame
+    lips: rig.Lips
+    mouth: Box
+    here: np.ndarray
+    distances: np.ndarray
+
+
+def measure_face(frame: np.ndarray, bbox: Box, mesh: np.ndarray, motion: rig.OwnMotion) -> MeasuredFace:
+    """The face of a frame (H, W, 3) with its box, mesh (478, 3) and its speaker's own motion."""
     picture, landmarks = _working_picture(frame, bbox, mesh)
-    height, width = picture.shape[:2]
     head = rig.head_frame(landmarks)
-    lips = rig.measure_lips(head, landmarks, swing)
-    freedom, rect = _freedom(_mask_in_box(mask, crop_box, bbox), width, height, head.eye_distance)
+    lips = rig.measure_lips(head, landmarks, motion)
+    mouth = _mouth_rect(head, lips, (0, 0, picture.shape[1], picture.shape[0]))
+    here = head.to_head(warp.pixel_grid(mouth)).astype(np.float32)
+    return MeasuredFace(picture, landmarks, head, lips, mouth, here, rig.edge_distances(lips, here))
+
+
+def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior.Look) -> PreparedFace:
+    """What `render` needs of a frame: fields, layers and where the blend mask lets pixels move.
+
+    Args:
+        mask_in_box: uint8, the blend mask over the face's box, at any size.
+        look: the look of the mouth's inside, one for the whole template.
+    """
+    picture, head, lips, mouth = measured.picture, measured.frame, measured.lips, measured.mouth
+    freedom, rect = _freedom(mask_in_box, picture.shape[1], picture.shape[0], head.eye_distance)
     lattice = warp.lattice_over(rect)
-    nodes = head.to_head(lattice.nodes().astype(np.float64))
-    contour = landmarks[[*rig.INNER_UPPER, *rig.INNER_LOWER], :2]
-    mouth = _mouth_rect(head, lips, rect)
-    here = head.to_head(warp.pixel_grid(mouth))
-    distances = rig.edge_distances(lips, here)
-    x1, y1, x2, y2 = mouth
-    palette = interior.measure_palette(picture, landmarks)
+    nodes = head.to_head(lattice.nodes())
+    contour = measured.landmarks[[*rig.INNER_UPPER, *rig.INNER_LOWER], :2]
+    own = picture[mouth[1] : mouth[3], mouth[0] : mouth[2]]
+    pixel = 1 / head.eye_distance
     return PreparedFace(
-        picture=picture,
-        landmarks=landmarks,
-        frame=head,
-        lips=lips,
+        measured=measured,
         lattice=lattice,
         fields=rig.movement_fields(head, lips, nodes),
         hold=warp.reduce(freedom, lattice),
         node_distances=rig.edge_distances(lips, nodes),
         pixels=warp.pixel_grid(rect),
-        distances=distances,
-        between=rig.between_corners(lips, here),
-        mouth=mouth,
+        between=rig.between_corners(lips, measured.here),
         contour=contour,
         contour_fields=rig.movement_fields(head, lips, head.to_head(contour)),
-        palette=palette,
-        layers=interior.paint_layers(
-            picture[y1:y2, x1:x2], here.astype(np.float32), distances, lips, palette, 1 / head.eye_distance
-        ),
+        palette=look.palette,
+        layers=interior.paint_layers(own, measured.here, measured.distances, lips, look, pixel),
     )
 
 
@@ -288,9 +321,9 @@ def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray)
     below = warp.sample(face.node_distances, lower_places, sharp=False)[..., 1:]
     merged = np.where(above >= below, upper, lower)
     x1, y1, x2, y2 = face.lattice.rect
-    result = face.picture.copy()
+    result = face.measured.picture.copy()
     places = warp.enlarge(merged, face.lattice, face.lattice.rect) + face.pixels
-    result[y1:y2, x1:x2] = warp.sample(face.picture, places)
+    result[y1:y2, x1:x2] = warp.sample(face.measured.picture, places)
     _draw_mouth(result, face, parameters, coefficients, upper, lower)
     return result
 
@@ -309,22 +342,22 @@ def _draw_mouth(
     grid = warp.pixel_grid(rect)
     from_upper = warp.enlarge(upper, face.lattice, rect) + grid
     from_lower = warp.enlarge(lower, face.lattice, rect) + grid
-    corner = np.array(face.mouth[:2], np.float32)
+    corner = np.array(face.measured.mouth[:2], np.float32)
     distances = np.stack(
         [
-            warp.sample(face.distances[..., 0], from_upper - corner, sharp=False),
-            warp.sample(face.distances[..., 1], from_lower - corner, sharp=False),
+            warp.sample(face.measured.distances[..., 0], from_upper - corner, sharp=False),
+            warp.sample(face.measured.distances[..., 1], from_lower - corner, sharp=False),
         ],
         axis=-1,
     )
-    shown_upper, shown_lower = _shares(distances * np.float32(face.frame.eye_distance))
+    shown_upper, shown_lower = _shares(distances * np.float32(face.measured.frame.eye_distance))
     line = _contact_line(distances, warp.sample(face.between, from_lower - corner, sharp=False))
     value = {name: float(parameters[i]) for name, i in PARAMETER_INDEX.items()}
-    jaw = face.frame.axes[:, 1] * CHIN_GAIN * 0.95 * face.lips.scale * value["jaw_open"]
-    tongue = 0.30 * jaw - face.frame.axes[:, 1] * 0.035 * value["tongue_up"]
+    jaw = face.measured.frame.axes[:, 1] * CHIN_GAIN * 0.95 * face.measured.lips.scale * value["jaw_open"]
+    tongue = 0.30 * jaw - face.measured.frame.axes[:, 1] * 0.035 * value["tongue_up"]
     window = (
-        slice(y1 - face.mouth[1], y2 - face.mouth[1]),
-        slice(x1 - face.mouth[0], x2 - face.mouth[0]),
+        slice(y1 - face.measured.mouth[1], y2 - face.measured.mouth[1]),
+        slice(x1 - face.measured.mouth[0], x2 - face.measured.mouth[0]),
     )
     inside, teeth = interior.paint(
         face.layers,
@@ -335,8 +368,8 @@ def _draw_mouth(
     )
     shown_lower = shown_lower * (1 - value["lip_tuck"] * teeth * (1 - shown_upper))
     mixed = inside * (1 - shown_upper - shown_lower)[..., None]
-    mixed += warp.sample(face.picture, from_upper).astype(np.float32) * shown_upper[..., None]
-    mixed += warp.sample(face.picture, from_lower).astype(np.float32) * shown_lower[..., None]
+    mixed += warp.sample(face.measured.picture, from_upper).astype(np.float32) * shown_upper[..., None]
+    mixed += warp.sample(face.measured.picture, from_lower).astype(np.float32) * shown_lower[..., None]
     mixed += (face.palette.line - mixed) * line[..., None]
     result[y1:y2, x1:x2] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
@@ -357,5 +390,9 @@ def _contact_line(distances: np.ndarray, between: np.ndarray) -> np.ndarray:
 
 def _opening_rect(face: PreparedFace, coefficients: np.ndarray) -> Box:
     moved = face.contour + np.tensordot(coefficients, face.contour_fields, axes=([0], [1]))
-    margin = 0.06 * face.frame.eye_distance + 2 * face.lattice.cell.max()
-    return _whole_rect(moved.min(axis=(0, 1)) - margin, moved.max(axis=(0, 1)) + margin, face.mouth)
+    margin = 0.06 * face.measured.frame.eye_distance + 2 * face.lattice.cell.max()
+    mouth, lattice = np.array(face.measured.mouth), np.array(face.lattice.rect)
+    x1, y1 = np.maximum(mouth[:2], lattice[:2]).tolist()
+    x2, y2 = np.minimum(mouth[2:], lattice[2:]).tolist()
+    low, high = moved.min(axis=(0, 1)) - margin, moved.max(axis=(0, 1)) + margin
+    return _whole_rect(low, high, (x1, y1, max(x2, x1 + 2), max(y2, y1 + 2)))

@@ -8,7 +8,8 @@ distances.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from musetalk.engines.lite.rig import (
     INNER_UPPER,
     LEFT_EYE,
     RIGHT_EYE,
-    UPPER_SHARE,
     Lips,
 )
+
+if TYPE_CHECKING:
+    from musetalk.geometry import Box
 
 CHEEKS = (205, 425, 50, 280, 101, 330)
 LIP_REDS = (0, 37, 267, 17, 84, 314, 40, 270)
@@ -30,6 +33,8 @@ UPPER_EDGE = 0.026  # below the closed lips' line
 LOWER_EDGE = 0.018
 CROWN = 0.15  # visible height of a painted tooth
 TEETH_DEPTH = 0.05  # behind the lips
+OWN_TEETH_AREA = 0.002  # square eye distances that count as teeth shown
+OWN_TEETH_FRAMES = 0.8  # of a video's frames
 WARM_SHADOW = np.array([0.34, 0.22, 0.0], np.float32)  # how much more blue and green shadows lose than red
 TONGUE_TOP = 0.048  # below the closed lips' line with the jaw shut
 
@@ -49,6 +54,20 @@ class Palette(NamedTuple):
     cavity: np.ndarray
     line: np.ndarray
     flatness: float
+
+
+class Look(NamedTuple):
+    """What the inside of one template's mouth looks like.
+
+    Attributes:
+        palette: its colours.
+        edge: eye distances from the closed lips' line down to the upper teeth's edge.
+        owned: 1 where the portrait shows its own teeth, else 0.
+    """
+
+    palette: Palette
+    edge: float
+    owned: float
 
 
 class Layers(NamedTuple):
@@ -215,8 +234,45 @@ def _own_teeth(picture: np.ndarray, distances: np.ndarray, palette: Palette, pix
     return cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), 0.7) * np.clip(inside * 2, 0, 1)
 
 
+def look_at_mouth(
+    picture: np.ndarray, landmarks: np.ndarray, distances: np.ndarray, head: np.ndarray, rect: Box, lips: Lips
+) -> Look:
+    """The look of the mouth in one frame.
+
+    Args:
+        picture: (H, W, 3) uint8 BGR.
+        landmarks: (478, 2+) in its pixels.
+        distances: (h, w, 2) float32 of the pixels of `rect` from the inner lip edges.
+        head: (h, w, 2), the pixels of `rect` in the head's frame.
+        rect: (x1, y1, x2, y2) around the mouth.
+        lips: measured on the same frame.
+    """
+    palette = measure_palette(picture, landmarks)
+    x1, y1, x2, y2 = rect
+    pixel = 1 / float(np.linalg.norm(landmarks[RIGHT_EYE, :2] - landmarks[LEFT_EYE, :2]))
+    own = _own_teeth(picture[y1:y2, x1:x2], distances, palette, pixel)
+    edge = UPPER_EDGE * lips.scale
+    if own.sum() * pixel * pixel < OWN_TEETH_AREA or not (own > 0.5).any():
+        return Look(palette, edge, 0.0)
+    colour = np.average(picture[y1:y2, x1:x2].reshape(-1, 3), axis=0, weights=own.ravel())
+    edge = max(edge, float(np.percentile(head[..., 1][own > 0.5], 97)) - lips.seam)
+    return Look(palette._replace(tooth=colour.astype(np.float32)), edge, 1.0)
+
+
+def common_look(looks: Sequence[Look]) -> Look:
+    """The median of frames' looks, so that colours and teeth don't flicker in a video.
+
+    Teeth that not nearly all frames show are a speaker's, not the portrait's: they are painted.
+    """
+    owned = float(np.mean([look.owned for look in looks])) >= OWN_TEETH_FRAMES
+    alike = [look for look in looks if (look.owned > 0) == owned] or list(looks)
+    palettes = zip(*(look.palette for look in alike), strict=True)
+    palette = Palette(*(np.median(np.stack(values), axis=0) for values in palettes))
+    return Look(palette, float(np.median([look.edge for look in alike])), float(owned))
+
+
 def paint_layers(
-    picture: np.ndarray, head: np.ndarray, distances: np.ndarray, lips: Lips, palette: Palette, pixel: float
+    picture: np.ndarray, head: np.ndarray, distances: np.ndarray, lips: Lips, look: Look, pixel: float
 ) -> Layers:
     """The layers over a rectangle around the mouth, everything where it is with the mouth shut.
 
@@ -226,26 +282,17 @@ def paint_layers(
         distances: (h, w, 2) float32, of its pixels from the inner lip edges.
         pixel: eye distances per pixel.
     """
-    right, down = head[..., 0], head[..., 1]
-    seam = float(np.interp(0, lips.grid, (1 - UPPER_SHARE) * lips.upper + UPPER_SHARE * lips.lower))
-    size = lips.scale
-    own = _own_teeth(picture, distances, palette, pixel)
-    edge, tooth = seam + UPPER_EDGE * size, palette.tooth
-    if own.sum() * pixel * pixel > 0.002:
-        edge = max(edge, float(np.percentile(down[own > 0.5], 97)) if (own > 0.5).any() else edge)
-        tooth = np.average(picture.reshape(-1, 3), axis=0, weights=own.ravel()).astype(np.float32)
-    else:
-        own = np.zeros_like(own)
-    alpha, shade = _row(right / size, (down - edge) / size, UPPER_TEETH, pixel / size, palette.flatness)
-    upper = _layer(tooth, shade, alpha)
-    upper = _over(np.dstack([picture * own[..., None], own]).astype(np.float32), upper)
-    alpha, shade = _row(
-        right / size, (seam + LOWER_EDGE * size - down) / size, LOWER_TEETH, pixel / size, palette.flatness
-    )
-    lower = _layer(tooth * 0.86, shade, alpha)
-    tongue = _tongue(right / size, (down - seam) / size, palette, pixel / size)
-    front = np.clip((0.21 - np.abs(right / size)) / 0.08, 0, 1)
-    return Layers(upper, lower, tongue, front.astype(np.float32))
+    size, palette = lips.scale, look.palette
+    right, down = head[..., 0] / size, (head[..., 1] - lips.seam) / size
+    alpha, shade = _row(right, down - look.edge / size, UPPER_TEETH, pixel / size, palette.flatness)
+    upper = _layer(palette.tooth, shade, alpha)
+    if look.owned:
+        own = _own_teeth(picture, distances, palette, pixel)
+        upper = _over(np.dstack([picture * own[..., None], own]).astype(np.float32), upper)
+    alpha, shade = _row(right, LOWER_EDGE - down, LOWER_TEETH, pixel / size, palette.flatness)
+    lower = _layer(palette.tooth * 0.86, shade, alpha)
+    front = np.clip((0.21 - np.abs(right)) / 0.08, 0, 1).astype(np.float32)
+    return Layers(upper, lower, _tongue(right, down, palette, pixel / size), front)
 
 
 def _tongue(right: np.ndarray, down: np.ndarray, palette: Palette, pixel: float) -> np.ndarray:

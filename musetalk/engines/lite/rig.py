@@ -44,7 +44,8 @@ COEFFICIENTS = (
 LIP_REACH = 0.62  # eye distances, half the span of the lip tables
 LIP_SAMPLES = 249
 LIP_MARGIN = 0.006  # eye distances
-UPPER_SHARE = 0.45  # of an open portrait's gap that the upper lip closes
+UPPER_SHARE = 0.45  # of parted lips' gap that the upper lip closes
+PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, and mostly its to close
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
@@ -87,6 +88,7 @@ class Lips(NamedTuple):
         upper_thickness, lower_thickness: of the red part, at the middle.
         nose, chin: down coordinates of the nose's base (< 0) and of the chin.
         width: of the outer lips.
+        share: of the gap that the upper lip closes.
         scale: opening of this mouth in units of a usual one's.
     """
 
@@ -100,7 +102,13 @@ class Lips(NamedTuple):
     nose: float
     chin: float
     width: float
+    share: float
     scale: float
+
+    @property
+    def seam(self) -> float:
+        """Down coordinate of the closed lips' line at the middle."""
+        return float(np.interp(0, self.grid, (1 - self.share) * self.upper + self.share * self.lower))
 
 
 def head_frame(landmarks: np.ndarray) -> HeadFrame:
@@ -128,15 +136,34 @@ def _lip_table(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return np.convolve(padded, kernel / kernel.sum(), mode="valid")
 
 
-def measure_lips(frame: HeadFrame, landmarks: np.ndarray, swing: float = 0.0) -> Lips:
-    """The lips' shape from (478, 3) landmarks in pixels; `swing` widens the mouth's own gap."""
+class OwnMotion(NamedTuple):
+    """What a template's speaker does with the mouth in one frame, to be taken out.
+
+    Attributes:
+        swing: eye distances that the gap between the lips is wider in frames near by.
+        parted: eye distances that the lips are parted out of habit, without the jaw.
+        rest: (len(COEFFICIENTS),) field coefficients that bring jaw and corners back to rest.
+    """
+
+    swing: float
+    parted: float
+    rest: np.ndarray
+
+
+STILL = OwnMotion(0.0, PARTED, np.zeros(len(COEFFICIENTS), np.float32))
+
+
+def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = STILL) -> Lips:
+    """The lips' shape from (478, 3) landmarks in pixels of a frame with its speaker's `motion`."""
     head = frame.to_head(landmarks[:, :2].astype(np.float64))
     grid = np.linspace(-LIP_REACH, LIP_REACH, LIP_SAMPLES)
     upper = _lip_table(head[list(INNER_UPPER)], grid)
     lower = _lip_table(head[list(INNER_LOWER)], grid)
     middle = (upper + lower) / 2
+    gap = max(float((lower - upper).max()), 1e-6)
+    parted = min(gap, motion.parted)
     along = 2 * (grid - head[78, 0]) / (head[308, 0] - head[78, 0]) - 1
-    widening = swing / 2 * np.maximum(1 - along**2, 0)
+    widening = motion.swing / 2 * np.maximum(1 - along**2, 0)
     width = float(np.linalg.norm(head[291] - head[61]))
     return Lips(
         grid=grid,
@@ -149,6 +176,7 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, swing: float = 0.0) ->
         nose=float(min(head[NOSE_BASE, 1], -0.08)),
         chin=float(max(head[CHIN, 1], 0.25)),
         width=width,
+        share=UPPER_SHARE * parted / gap + UPPER_LIFT * (1 - parted / gap),
         scale=float(np.clip(width / USUAL_MOUTH, 0.78, 1.05)),
     )
 
@@ -179,40 +207,29 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
     return np.stack([value[name] for name in COEFFICIENTS], axis=1)
 
 
-def own_motion(meshes: np.ndarray) -> np.ndarray:
-    """Coefficients (N, len(COEFFICIENTS)) float32 that take a speaker's own mouth motion out of N frames.
+def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
+    """The speaker's own mouth motion in N consecutive frames, meshes (N, 478, 3) in pixels.
 
-    The gap between the lips is closed by every frame's fields; what is left of speech is the jaw that
-    went down with it and the corners that moved. The clip's median width and its habitual (20th
-    percentile) opening count as the speaker's rest.
-
-    Args:
-        meshes: (N, 478, 3) pixels.
+    Every frame's fields close the gap between the lips; what else speech has moved is the jaw and the
+    corners. The clip's median width and habitual (20th percentile) opening count as the speaker's rest.
+    Landmarks smoothed over time lag behind fast lips; a gap as wide as the widest within two frames
+    hides what they miss.
     """
 
     def span(first: int, second: int) -> np.ndarray:
         return np.linalg.norm(meshes[:, first] - meshes[:, second], axis=1)
 
     eye_distance = span(LEFT_EYE, RIGHT_EYE)
-    width, opening = span(61, 291) / eye_distance, span(13, 14) / eye_distance
-    beyond_rest = np.maximum(opening - np.percentile(opening, 20), 0)
-    motion = np.zeros((len(meshes), len(COEFFICIENTS)), np.float32)
-    motion[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
-    motion[:, COEFFICIENTS.index("jaw_chin")] = -np.clip(JAW_OF_OPENING * beyond_rest / CHIN_GAIN, 0, 1)
-    return motion
-
-
-def opening_swing(meshes: np.ndarray) -> np.ndarray:
-    """How much wider than in its own frame a talking mouth is within two frames, (N,) eye distances.
-
-    Landmarks smoothed over time lag behind fast lips; a gap as wide as its neighbours' hides what they
-    miss. `meshes` (N, 478, 3) are consecutive frames'.
-    """
-    eye_distance = np.linalg.norm(meshes[:, LEFT_EYE] - meshes[:, RIGHT_EYE], axis=1)
-    opening = np.linalg.norm(meshes[:, 13] - meshes[:, 14], axis=1) / eye_distance
-    padded = np.pad(opening, 2, mode="edge")
-    widest = np.lib.stride_tricks.sliding_window_view(padded, 5).max(axis=1)
-    return np.minimum(widest - opening, LARGEST_SWING)
+    width = span(61, 291) / eye_distance
+    opening = np.linalg.norm((meshes[:, 13] - meshes[:, 14])[:, :2], axis=1) / eye_distance
+    habit = float(np.percentile(opening, 20))
+    rest = np.zeros((len(meshes), len(COEFFICIENTS)), np.float32)
+    rest[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
+    jaw = JAW_OF_OPENING * np.maximum(opening - habit, 0) / CHIN_GAIN
+    rest[:, COEFFICIENTS.index("jaw_chin")] = -np.minimum(jaw, 1)
+    widest = np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
+    swing = np.minimum(widest - opening, LARGEST_SWING)
+    return [OwnMotion(float(swing[i]), min(habit, PARTED), rest[i]) for i in range(len(meshes))]
 
 
 class _Place(NamedTuple):
@@ -268,7 +285,7 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     thickness = lips.upper_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": UPPER_SHARE * (place.gap + 2 * cut_margin(place.gap)) * lip,
+        "close": lips.share * (place.gap + 2 * cut_margin(place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner * cheek - UPPER_LIFT * arch * lip),
         "lip_open": -0.4 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
@@ -290,7 +307,7 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
     thickness = lips.lower_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": -(1 - UPPER_SHARE) * (place.gap + 2 * cut_margin(place.gap)) * lip,
+        "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
         "jaw_chin": CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
         "lip_open": 0.6 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,

@@ -18,11 +18,11 @@ def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, inter
     low, high = np.floor(interior.mouth_extent(portrait.mesh)).astype(int)
     rect = (int(low[0]) - 8, int(low[1]) - 8, int(high[0]) + 8, int(high[1]) + 40)
     here = head.to_head(warp.pixel_grid(rect)).astype(np.float32)
-    palette = interior.measure_palette(frame, portrait.mesh)
     distances = rig.edge_distances(lips, here)
     picture = frame[rect[1] : rect[3], rect[0] : rect[2]]
-    layers = interior.paint_layers(picture, here, distances, lips, palette, 1 / head.eye_distance)
-    return palette, layers, picture
+    look = interior.look_at_mouth(frame, portrait.mesh, distances, here, rect, lips)
+    layers = interior.paint_layers(picture, here, distances, lips, look, 1 / head.eye_distance)
+    return look.palette, layers, picture
 
 
 def test_teeth_are_brighter_than_the_cavity_and_never_pure_white() -> None:
@@ -58,6 +58,21 @@ def test_a_portrait_s_own_teeth_are_kept() -> None:
     row, column = y - low[1], x - low[0]
     np.testing.assert_allclose(layers.upper_teeth[row, column, :3], picture[row, column], atol=12)
     assert layers.upper_teeth[row, column, 3] > 0.95
+
+
+def test_a_video_s_look_is_the_median_of_its_frames() -> None:
+    palette, _, _ = painted("hopper")
+    dark = palette._replace(tooth=palette.tooth * 0.5)
+    look = interior.common_look([interior.Look(p, 0.03, 0.0) for p in (palette, dark, palette)])
+    np.testing.assert_allclose(look.palette.tooth, palette.tooth)
+
+
+def test_teeth_that_only_some_frames_show_are_painted() -> None:
+    palette, _, _ = painted("hopper")
+    shown = [interior.Look(palette, 0.05, 1.0)] * 2 + [interior.Look(palette, 0.03, 0.0)] * 3
+    look = interior.common_look(shown)
+    assert not look.owned
+    assert look.edge == 0.03
 
 
 def test_layers_are_premultiplied_within_range() -> None:

@@ -115,11 +115,31 @@ def test_own_motion_undoes_the_jaw_and_width_of_talking_frames() -> None:
     talking, wide = mesh.copy(), mesh.copy()
     talking[LOWER_LIP, 1] += 0.1 * eyes
     wide[LEFT_CORNER, 0] -= 0.05 * eyes
-    motion = rig.own_motion(np.stack([mesh, mesh, mesh, mesh, mesh, talking, wide]))
+    motions = rig.own_motions(np.stack([mesh, mesh, mesh, mesh, mesh, mesh, talking, wide]))
+    rest = np.stack([motion.rest for motion in motions])
     chin, width = rig.COEFFICIENTS.index("jaw_chin"), rig.COEFFICIENTS.index("lip_width")
-    np.testing.assert_allclose(motion[:5], 0, atol=1e-3)
-    assert motion[5, chin] == pytest.approx(-0.4, abs=0.05)
-    assert motion[6, width] == pytest.approx(-0.5, abs=0.05)
+    np.testing.assert_allclose(rest[:6], 0, atol=1e-3)
+    assert rest[6, chin] == pytest.approx(-0.4, abs=0.05)
+    assert rest[7, width] == pytest.approx(-0.5, abs=0.05)
+
+
+def test_frames_beside_an_open_one_count_as_wider() -> None:
+    mesh = load_portrait("hopper").mesh
+    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    talking = mesh.copy()
+    talking[LOWER_LIP, 1] += 0.03 * eyes
+    swings = [motion.swing for motion in rig.own_motions(np.stack([mesh] * 4 + [talking] + [mesh] * 4))]
+    np.testing.assert_allclose(swings, [0, 0, 0.03, 0.03, 0, 0.03, 0.03, 0, 0], atol=0.002)
+
+
+def test_the_jaw_s_share_of_a_gap_is_closed_from_below() -> None:
+    mesh = load_portrait("hopper").mesh
+    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    talking = mesh.copy()
+    talking[LOWER_LIP, 1] += 0.15 * eyes
+    head = rig.head_frame(talking)
+    habit = rig.measure_lips(head, talking, rig.STILL._replace(parted=0.0))
+    assert habit.share < 0.2 < rig.measure_lips(head, talking).share
 
 
 def test_edge_distances_tell_lips_from_mouth() -> None:
