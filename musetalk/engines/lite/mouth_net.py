@@ -4,7 +4,7 @@ Speech runs through the encoder in windows of at most 10 s that overlap by 2 s, 
 30 s: a short clip costs what it is long, the first frames leave after 9 s of input, and no sound is encoded
 without its neighbours. The network gives a curve at the encoder's 50 steps per second; frame i takes its
 value at the middle of its time on screen, (i + 0.5) / fps, so that no frame rate is special. The mouth
-network itself looks ahead 140 ms.
+network itself looks ahead 120 ms.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from musetalk.device import usable_cores
 from musetalk.engines.lite.parameters import RIG_PARAMETERS
 from musetalk.errors import WeightsError
-from musetalk.whisper import SAMPLE_RATE, STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_mel
+from musetalk.whisper import STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_mel
 
 ENCODER_FILE = "whisper_tiny_en_encoder.onnx"
 NETWORK_FILE = "mouth_network.onnx"
@@ -84,10 +84,11 @@ class NetworkInput(NamedTuple):
 def network_input(window: np.ndarray, level: SpeechLevel) -> NetworkInput:
     """Prepare (n,) float32 samples at 16 kHz; training prepares its windows by the same function."""
     n_steps = max(-(-len(window) // STEP_SAMPLES), SHORTEST_STEPS)
+    window = np.nan_to_num(window, posinf=0, neginf=0)
     powers = step_powers(window, n_steps)
     speech_power = level.update(powers[: max(1, len(window) // STEP_SAMPLES)])
     gain = np.float32(np.sqrt(SPEECH_LEVEL / speech_power))
-    mel = log_mel(np.nan_to_num(window) * gain, 2 * n_steps)
+    mel = log_mel(window * gain, 2 * n_steps)
     return NetworkInput(mel[None], loudness(powers, speech_power))
 
 
@@ -98,7 +99,7 @@ class _Window(NamedTuple):
 
 
 def windows(waveform: Iterable[np.ndarray]) -> Iterator[_Window]:
-    """Cut blocks of any length into overlapping windows whose answered steps follow each other without gap."""
+    """Cut blocks of any length into overlapping windows; their answered steps follow without gap."""
     core, context = CORE_STEPS * STEP_SAMPLES, CONTEXT_STEPS * STEP_SAMPLES
     held = np.zeros(0, np.float32)
     first = 0
@@ -155,8 +156,8 @@ class MouthNetwork:
     """
 
     def __init__(self, models_dir: Path) -> None:
-        self.encoder = _session(models_dir / ENCODER_FILE)
-        self.network = _session(models_dir / NETWORK_FILE)
+        self.encoder = open_session(models_dir / ENCODER_FILE)
+        self.network = open_session(models_dir / NETWORK_FILE)
 
     def rig_parameters(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
         """Mouth shapes of floor(samples × fps / 16000) frames, in blocks.
@@ -187,7 +188,7 @@ class MouthNetwork:
             yield np.clip(values[window.first : window.first + window.steps], LOW, HIGH)
 
 
-def _session(path: Path):  # type: ignore[no-untyped-def]
+def open_session(path: Path) -> Any:
     """An onnxruntime session on the cores that are really there; its threads sleep between runs."""
     import onnxruntime
 
@@ -198,9 +199,8 @@ def _session(path: Path):  # type: ignore[no-untyped-def]
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    refusals = onnxruntime.capi.onnxruntime_pybind11_state
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except onnxruntime.capi.onnxruntime_pybind11_state.Fail as e:
-        raise WeightsError(f"{path} can't be loaded", "restore models/lite from the repository") from e
-    except onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf as e:
+    except (refusals.Fail, refusals.InvalidProtobuf, refusals.InvalidArgument, refusals.InvalidGraph) as e:
         raise WeightsError(f"{path} is damaged", "restore models/lite from the repository") from e
