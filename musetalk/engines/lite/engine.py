@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MESH_POINTS = 478
 WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
 KEPT_FRAMES = 8
+JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
+TONGUE_SHARE = 0.30  # of the jaw's way that the tongue's back goes
+TONGUE_RISE = 0.035  # eye distances at tongue_up 1
 LOOKED_AT = 7  # template frames, about, that tell what the mouth's inside looks like
 FULL_MASK = 236  # of 255; where the blend mask is above, the face replaces the template's pixels
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
@@ -324,7 +327,7 @@ def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray)
     result = face.measured.picture.copy()
     places = warp.enlarge(merged, face.lattice, face.lattice.rect) + face.pixels
     result[y1:y2, x1:x2] = warp.sample(face.measured.picture, places)
-    _draw_mouth(result, face, parameters, coefficients, upper, lower)
+    _draw_mouth(result, face, parameters, _opening_rect(face, coefficients), upper, lower)
     return result
 
 
@@ -332,65 +335,60 @@ def _draw_mouth(
     result: np.ndarray,
     face: PreparedFace,
     parameters: np.ndarray,
-    coefficients: np.ndarray,
+    rect: Box,
     upper: np.ndarray,
     lower: np.ndarray,
 ) -> None:
-    """Composes both lips and what is between them into `result`, in the rectangle they cover."""
-    rect = _opening_rect(face, coefficients)
+    """Composes both lips and what is between them into `result`, within `rect`."""
     x1, y1, x2, y2 = rect
-    grid = warp.pixel_grid(rect)
+    grid, corner = warp.pixel_grid(rect), np.array(face.measured.mouth[:2], np.float32)
     from_upper = warp.enlarge(upper, face.lattice, rect) + grid
     from_lower = warp.enlarge(lower, face.lattice, rect) + grid
-    corner = np.array(face.measured.mouth[:2], np.float32)
-    distances = np.stack(
-        [
-            warp.sample(face.measured.distances[..., 0], from_upper - corner, sharp=False),
-            warp.sample(face.measured.distances[..., 1], from_lower - corner, sharp=False),
-        ],
-        axis=-1,
-    )
-    shown_upper, shown_lower = _shares(distances * np.float32(face.measured.frame.eye_distance))
-    line = _contact_line(distances, warp.sample(face.between, from_lower - corner, sharp=False))
+    into_upper = warp.sample(face.measured.distances[..., 0], from_upper - corner, sharp=False)
+    into_lower = warp.sample(face.measured.distances[..., 1], from_lower - corner, sharp=False)
+    between = warp.sample(face.between, from_lower - corner, sharp=False)
+    left, top = face.measured.mouth[:2]
+    window = slice(y1 - top, y2 - top), slice(x1 - left, x2 - left)
+    pose = _pose(face.measured, parameters)
+    inside, teeth = interior.paint(face.layers, face.palette, window, into_upper, into_lower, pose)
+    eye_distance = face.measured.frame.eye_distance
+    shown_upper, shown_lower = _shares(into_upper * eye_distance, into_lower * eye_distance)
+    shown_lower *= 1 - pose.tuck * teeth * (1 - shown_upper)
+    line = _contact_line(into_upper, into_lower, between)
+    upper_skin = warp.sample(face.measured.picture, from_upper).astype(np.float32)
+    lower_skin = warp.sample(face.measured.picture, from_lower).astype(np.float32)
+    mixed = inside * interior.three_planes((1 - shown_upper - shown_lower) * (1 - line))
+    mixed += upper_skin * interior.three_planes(shown_upper * (1 - line))
+    mixed += lower_skin * interior.three_planes(shown_lower * (1 - line))
+    mixed += interior.tinted(line, face.palette.line) + 0.5
+    result[y1:y2, x1:x2] = np.clip(mixed, 0, 255).astype(np.uint8)
+
+
+def _pose(measured: MeasuredFace, parameters: np.ndarray) -> interior.Pose:
     value = {name: float(parameters[i]) for name, i in PARAMETER_INDEX.items()}
-    jaw = face.measured.frame.axes[:, 1] * CHIN_GAIN * 0.95 * face.measured.lips.scale * value["jaw_open"]
-    tongue = 0.30 * jaw - face.measured.frame.axes[:, 1] * 0.035 * value["tongue_up"]
-    window = (
-        slice(y1 - face.measured.mouth[1], y2 - face.measured.mouth[1]),
-        slice(x1 - face.measured.mouth[0], x2 - face.measured.mouth[0]),
-    )
-    inside, teeth = interior.paint(
-        face.layers,
-        face.palette,
-        window,
-        distances,
-        interior.Pose(jaw, tongue, value["tongue_up"], value["lip_tuck"], value["pucker"]),
-    )
-    shown_lower = shown_lower * (1 - value["lip_tuck"] * teeth * (1 - shown_upper))
-    mixed = inside * (1 - shown_upper - shown_lower)[..., None]
-    mixed += warp.sample(face.measured.picture, from_upper).astype(np.float32) * shown_upper[..., None]
-    mixed += warp.sample(face.measured.picture, from_lower).astype(np.float32) * shown_lower[..., None]
-    mixed += (face.palette.line - mixed) * line[..., None]
-    result[y1:y2, x1:x2] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+    down = measured.frame.axes[:, 1]
+    jaw = down * JAW_GAIN * measured.lips.scale * value["jaw_open"]
+    tongue = TONGUE_SHARE * jaw - down * TONGUE_RISE * value["tongue_up"]
+    return interior.Pose(jaw, tongue, value["tongue_up"], value["lip_tuck"], value["pucker"])
 
 
-def _shares(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shares(into_upper: np.ndarray, into_lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How much of each pixel shows the upper and the lower sheet, from depths in pixels."""
-    upper, lower = (np.clip(depth[..., sheet] + 0.5, 0, 1) for sheet in (0, 1))
-    front = np.clip((depth[..., 0] - depth[..., 1]) / 2 + 0.5, 0, 1)
+    upper, lower = np.clip(into_upper + 0.5, 0, 1), np.clip(into_lower + 0.5, 0, 1)
+    front = np.clip((into_upper - into_lower) / 2 + 0.5, 0, 1)
     return upper * (1 - lower * (1 - front)), lower * (1 - upper * front)
 
 
-def _contact_line(distances: np.ndarray, between: np.ndarray) -> np.ndarray:
+def _contact_line(into_upper: np.ndarray, into_lower: np.ndarray, between: np.ndarray) -> np.ndarray:
     """How dark the line is where lips press together, 0 to 1: their overlap hides the portrait's own."""
-    pressed = np.clip((distances[..., 0] + distances[..., 1]) / PRESSED, 0, 1)
-    across = (distances[..., 0] - distances[..., 1]) / (2 * LINE_WIDTH)
+    pressed = np.clip((into_upper + into_lower) / PRESSED, 0, 1)
+    across = np.clip((into_upper - into_lower) / (2 * LINE_WIDTH), -5, 5)
     return LINE_STRENGTH * between * pressed * np.exp(-(across**2))
 
 
 def _opening_rect(face: PreparedFace, coefficients: np.ndarray) -> Box:
     moved = face.contour + np.tensordot(coefficients, face.contour_fields, axes=([0], [1]))
-    margin = 0.06 * face.measured.frame.eye_distance + 2 * face.lattice.cell.max()
+    margin = 0.015 * face.measured.frame.eye_distance + 1.5 * float(face.lattice.cell.max())
     mouth, lattice = np.array(face.measured.mouth), np.array(face.lattice.rect)
     x1, y1 = np.maximum(mouth[:2], lattice[:2]).tolist()
     x2, y2 = np.minimum(mouth[2:], lattice[2:]).tolist()

@@ -88,10 +88,10 @@ def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
     palette, layers, picture = painted("hopper")
     height, width = picture.shape[:2]
     window = (slice(0, height), slice(0, width))
-    far_open = np.full((height, width, 2), -1.0, np.float32)
-    rest, _ = interior.paint(layers, palette, window, far_open, REST)
+    far = np.full((height, width), -1.0, np.float32)
+    rest, _ = interior.paint(layers, palette, window, far, far, REST)
     jaw = REST._replace(jaw_shift=np.array([0.0, 12.0]))
-    moved, teeth = interior.paint(layers, palette, window, far_open, jaw)
+    moved, teeth = interior.paint(layers, palette, window, far, far, jaw)
     changed = np.abs(moved - rest).max(axis=-1) > 1
     assert changed.any()
     assert not changed[layers.upper_teeth[..., 3] == 1].any()
