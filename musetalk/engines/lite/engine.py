@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MESH_POINTS = 478
 WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
-KEPT_FRAMES = 8
+KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or a dozen large ones
 JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
 TONGUE_SHARE = 0.30  # of the jaw's way that the tongue's back goes
 TONGUE_RISE = 0.035  # eye distances at tongue_up 1
@@ -66,6 +66,13 @@ class PreparedFace:
     contour_fields: np.ndarray
     palette: interior.Palette
     layers: interior.Layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, without the template's own pixels."""
+        measured = self.measured
+        arrays = (self.fields, self.pixels, self.between, measured.here, measured.distances, *self.layers)
+        return sum(array.nbytes for array in arrays)
 
 
 class LiteEngine:
@@ -142,11 +149,6 @@ class LiteGenerator:
             faces.append(render(self._face(position), parameters[i], coefficients[i] + rest))
         return faces
 
-    @property
-    def prepared_count(self) -> int:
-        """How many template frames are kept prepared, at most `KEPT_FRAMES`."""
-        return len(self._prepared)
-
     def _face(self, position: int) -> PreparedFace:
         if position in self._prepared:
             self._prepared.move_to_end(position)
@@ -158,9 +160,14 @@ class LiteGenerator:
         self._look = self._look or self._common_look()
         face = prepare_face(self._measure(position), mask, self._look)
         self._prepared[position] = face
-        if len(self._prepared) > KEPT_FRAMES:
+        while len(self._prepared) > 1 and self.kept_bytes > KEPT_BYTES:
             self._prepared.popitem(last=False)
         return face
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of the prepared template frames that are kept, at most `KEPT_BYTES` or one frame."""
+        return sum(face.nbytes for face in self._prepared.values())
 
     def _measure(self, position: int) -> MeasuredFace:
         template = self._template
