@@ -7,6 +7,7 @@ or an error there stops everything at once. Memory is bounded by the queues, wha
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import queue
 import secrets
@@ -68,6 +69,13 @@ class InferenceResult:
     engine: str
     device: Device
     dtype: str
+
+
+class PlacedFace(NamedTuple):
+    """A generated face and the cycle position it belongs to; None where the template shows no face."""
+
+    position: int
+    face: np.ndarray | None
 
 
 class OpenedTemplate(NamedTuple):
@@ -255,8 +263,8 @@ class Rendering:
         prompts = self.opened.engine.audio_prompts(read_waveform(self.audio_path), self.fps)
         return self.clock.timed("features", batched(prompts, self.batch_size))
 
-    def _faces(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray | None]]:
-        """(Cycle position, generated face) per output frame; None where the template shows no face."""
+    def _faces(self, batches: Iterable[np.ndarray]) -> Iterator[list[PlacedFace]]:
+        """A generated face per output frame, a batch at a time: the generator goes on to the next at once."""
         template, generator = self.opened.template, self.opened.generator
         output_index = 0
         for batch in batches:
@@ -268,18 +276,18 @@ class Rendering:
                 with self.clock.stage("generate"):
                     generated = generator.generate(batch[faced], [positions[i] for i in faced])
                 faces = dict(zip(faced, generated, strict=True))
-            yield from ((position, faces.get(i)) for i, position in enumerate(positions))
+            yield [PlacedFace(position, faces.get(i)) for i, position in enumerate(positions)]
 
     def _composed(
         self,
-        faces: Iterable[tuple[int, np.ndarray | None]],
+        batches: Iterable[list[PlacedFace]],
         pipeline: Pipeline,
         free: queue.SimpleQueue[np.ndarray],
         frames: FrameFolder | None,
     ) -> Iterator[np.ndarray]:
         """I420 images in buffers taken from `free`."""
         compositor = self.opened.compositor
-        for position, face in faces:
+        for position, face in itertools.chain.from_iterable(batches):
             buffer = pipeline.wait(free)
             if buffer is None:
                 return
