@@ -282,8 +282,8 @@ def _moved_face(
         gap = mesh[list(lower), :2] - mesh[list(upper), :2]
         points[list(upper)] += UPPER_LID_SHARE * pose.lids * gap
         points[list(lower)] -= (1 - UPPER_LID_SHARE) * pose.lids * gap
-    nodes = (points - np.array(lattice.rect[:2]) + 0.5) / lattice.cell - 0.5
-    shift = warp.sample(moved, nodes[None].astype(np.float32), sharp=False)[0]
+    nodes = lattice.to_nodes(points)[None].astype(np.float32)
+    shift = warp.sample(moved, nodes, sharp=False)[0]
     points = (points + shift).astype(np.float32)
     return replace(
         face, landmarks68=points[list(MESH_TO_68)], detection=bounding_box(points[:468]), mesh=points

@@ -51,7 +51,7 @@ class PreparedFace:
         node_distances: (rows, columns, 2) from the inner lip edges.
         pixels: (h, w, 2) coordinates of the lattice's rectangle.
         between: (h, w) 1 between the mouth's corners, over the mouth's rectangle.
-        contour: (22, 2) pixels of the inner lips; contour_fields: how they move.
+        contour: (2, 11, 2) pixels of the upper and the lower inner lip.
         palette, layers: of the mouth's inside.
     """
 
@@ -63,7 +63,6 @@ class PreparedFace:
     pixels: np.ndarray
     between: np.ndarray
     contour: np.ndarray
-    contour_fields: np.ndarray
     palette: interior.Palette
     layers: interior.Layers
 
@@ -243,7 +242,6 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
     freedom, rect = _freedom(mask_in_box, picture.shape[1], picture.shape[0], head.eye_distance)
     lattice = warp.lattice_over(rect)
     nodes = head.to_head(lattice.nodes())
-    contour = measured.landmarks[[*rig.INNER_UPPER, *rig.INNER_LOWER], :2]
     own = picture[mouth[1] : mouth[3], mouth[0] : mouth[2]]
     pixel = 1 / head.eye_distance
     return PreparedFace(
@@ -254,8 +252,7 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
         node_distances=rig.edge_distances(lips, nodes),
         pixels=warp.pixel_grid(rect),
         between=rig.between_corners(lips, measured.here),
-        contour=contour,
-        contour_fields=rig.movement_fields(head, lips, head.to_head(contour)),
+        contour=measured.landmarks[[rig.INNER_UPPER, rig.INNER_LOWER], :2].astype(np.float32),
         palette=look.palette,
         layers=interior.paint_layers(own, measured.here, measured.distances, lips, look, pixel),
     )
@@ -324,9 +321,9 @@ def _freedom(mask: np.ndarray, width: int, height: int, eye_distance: float) -> 
 
 def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """The face with its mouth in the shape of `parameters` (10,): (h, w, 3) uint8 BGR."""
-    upper_sheet, lower_sheet = np.tensordot(coefficients, face.fields, axes=([0], [1]))
-    upper, upper_places = warp.invert(upper_sheet, face.hold, face.lattice)
-    lower, lower_places = warp.invert(lower_sheet, face.hold, face.lattice)
+    sheets = np.tensordot(coefficients, face.fields, axes=([0], [1]))
+    upper, upper_places = warp.invert(sheets[0], face.hold, face.lattice)
+    lower, lower_places = warp.invert(sheets[1], face.hold, face.lattice)
     above = warp.sample(face.node_distances, upper_places, sharp=False)[..., :1]
     below = warp.sample(face.node_distances, lower_places, sharp=False)[..., 1:]
     merged = np.where(above >= below, upper, lower)
@@ -334,7 +331,7 @@ def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray)
     result = face.measured.picture.copy()
     places = warp.enlarge(merged, face.lattice, face.lattice.rect) + face.pixels
     result[y1:y2, x1:x2] = warp.sample(face.measured.picture, places)
-    _draw_mouth(result, face, parameters, _opening_rect(face, coefficients), upper, lower)
+    _draw_mouth(result, face, parameters, _opening_rect(face, sheets), upper, lower)
     return result
 
 
@@ -393,8 +390,12 @@ def _contact_line(into_upper: np.ndarray, into_lower: np.ndarray, between: np.nd
     return LINE_STRENGTH * between * pressed * np.exp(-(across**2))
 
 
-def _opening_rect(face: PreparedFace, coefficients: np.ndarray) -> Box:
-    moved = face.contour + np.tensordot(coefficients, face.contour_fields, axes=([0], [1]))
+def _opening_rect(face: PreparedFace, sheets: np.ndarray) -> Box:
+    """The pixels around both inner lips where `sheets` (2, rows, columns, 2) take them."""
+    nodes = face.lattice.to_nodes(face.contour)
+    moved = face.contour + np.concatenate(
+        [warp.sample(sheet, nodes[i : i + 1], sharp=False) for i, sheet in enumerate(sheets)]
+    )
     margin = 0.015 * face.measured.frame.eye_distance + 1.5 * float(face.lattice.cell.max())
     mouth, lattice = np.array(face.measured.mouth), np.array(face.lattice.rect)
     x1, y1 = np.maximum(mouth[:2], lattice[:2]).tolist()

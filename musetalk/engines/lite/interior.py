@@ -195,13 +195,13 @@ def _row(
     """Alpha and shade of a row of teeth hanging from above; `down` is 0 at the edge, negative above."""
     side = np.abs(right)
     arch = 0.10 * side**2 * 4
-    limits = np.array(borders)
+    limits = np.array(borders, np.float32)
     tooth = np.clip(np.searchsorted(limits, side.ravel(), side="right") - 1, 0, len(limits) - 2)
     tooth = tooth.reshape(side.shape)
-    middle = (limits[tooth] + limits[tooth + 1]) / 2
-    half = (limits[tooth + 1] - limits[tooth]) / 2
+    middle = ((limits[1:] + limits[:-1]) / 2)[tooth]
+    half = (np.diff(limits) / 2)[tooth]
     across = np.abs(side - middle) / half
-    rounding = 0.010 * across**4 * (1 - 0.7 * flatness) + 0.004 * np.isin(tooth, (1, 3))
+    rounding = 0.010 * across**4 * (1 - 0.7 * flatness) + 0.004 * (tooth % 2)
     edge = -(down + arch + rounding)
     alpha = _soft(edge, pixel) * _soft(limits[-1] - side, 0.02)
     seam = np.exp(-((((1 - across) * half) / max(0.0035, 0.5 * pixel)) ** 2))
@@ -385,9 +385,3 @@ def _depth_shade(into_upper: np.ndarray, contact: np.ndarray, reach: float) -> n
     x = np.clip(into_upper * (-1 / reach), 0, 1)
     shade = (0.55 + 0.45 * x * (2 - x)) * contact
     return cv2.merge([shade * (1 - loss + loss * shade) for loss in WARM_SHADOW])
-
-
-def mouth_extent(landmarks: np.ndarray) -> np.ndarray:
-    """(2, 2) smallest and largest pixel coordinates of the inner lips."""
-    points = landmarks[[*INNER_UPPER, *INNER_LOWER], :2]
-    return np.stack([points.min(axis=0), points.max(axis=0)])

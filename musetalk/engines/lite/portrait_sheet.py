@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--zoom", type=float, default=1.0, help="1 shows the face, 2 the mouth")
     arguments = parser.parse_args()
     sheet = portrait_sheet(arguments.portraits, arguments.side, arguments.zoom)
-    _, data = cv2.imencode(arguments.output.suffix, sheet)
+    _, data = cv2.imencode(arguments.output.suffix, sheet, [cv2.IMWRITE_JPEG_QUALITY, 86])
     arguments.output.write_bytes(data.tobytes())
 
 

@@ -37,6 +37,10 @@ class Lattice(NamedTuple):
         """(rows, columns, 2) float32 pixel coordinates in the picture."""
         return (self.numbers() + 0.5) * self.cell - 0.5 + np.array(self.rect[:2], np.float32)
 
+    def to_nodes(self, points: np.ndarray) -> np.ndarray:
+        """Pixel coordinates (..., 2) as fractional node numbers."""
+        return (points - np.array(self.rect[:2], np.float32) + 0.5) / self.cell - 0.5
+
     def numbers(self) -> np.ndarray:
         """(rows, columns, 2) float32 node numbers: column, row."""
         x, y = np.meshgrid(np.arange(self.columns), np.arange(self.rows))

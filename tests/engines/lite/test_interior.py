@@ -7,6 +7,7 @@ import numpy as np
 from musetalk.engines.lite import interior, rig, warp
 from tests.engines.lite.face_meshes import load_portrait
 
+INNER_LIPS = [*rig.INNER_UPPER, *rig.INNER_LOWER]
 REST = interior.Pose(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)
 
 
@@ -15,7 +16,8 @@ def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, inter
     frame = (portrait.frame * brightness).astype(np.uint8)
     head = rig.head_frame(portrait.mesh)
     lips = rig.measure_lips(head, portrait.mesh)
-    low, high = np.floor(interior.mouth_extent(portrait.mesh)).astype(int)
+    inner = portrait.mesh[INNER_LIPS, :2]
+    low, high = np.floor(inner.min(axis=0)).astype(int), np.floor(inner.max(axis=0)).astype(int)
     rect = (int(low[0]) - 8, int(low[1]) - 8, int(high[0]) + 8, int(high[1]) + 40)
     here = head.to_head(warp.pixel_grid(rect)).astype(np.float32)
     distances = rig.edge_distances(lips, here)
@@ -54,7 +56,7 @@ def test_a_portrait_s_own_teeth_are_kept() -> None:
     portrait = load_portrait("astronaut")
     _, layers, picture = painted("astronaut")
     x, y = ((portrait.mesh[13, :2] + portrait.mesh[14, :2]) / 2).astype(int)
-    low = np.floor(interior.mouth_extent(portrait.mesh)[0]).astype(int) - 8
+    low = np.floor(portrait.mesh[INNER_LIPS, :2].min(axis=0)).astype(int) - 8
     row, column = y - low[1], x - low[0]
     np.testing.assert_allclose(layers.upper_teeth[row, column, :3], picture[row, column], atol=12)
     assert layers.upper_teeth[row, column, 3] > 0.95
