@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -155,13 +155,13 @@ class StandInEngine:
         milliseconds: slept per face, as a GPU would be waited for; 0 measures the pipeline alone.
     """
 
-    name: EngineName = "musetalk"
     device = "none"
     dtype = "none"
     fingerprint = "stand-in"
 
     def __init__(self, milliseconds: float) -> None:
         self.seconds = milliseconds / 1000
+        self.name = cast(EngineName, f"sleep:{milliseconds:g}" if milliseconds else "null")
 
     def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
         """Nothing: `make_template` makes the latents of stand-in templates."""
