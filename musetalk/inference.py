@@ -25,8 +25,9 @@ from musetalk.config import Defaults, EncodingConfig, EngineConfig, parse_fps
 from musetalk.device import Device, resolve_device
 from musetalk.engines import choose_engine, create_engine
 from musetalk.errors import CacheError, InputError, OutputError
+from musetalk.files import replace_file
 from musetalk.pipeline import Pipeline, StageClock
-from musetalk.store import TemplateStore, replace_file
+from musetalk.store import TemplateStore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,7 +141,9 @@ class UltraFastRealtimeInference:
 
         clock = StageClock(record=record)
         rate = parse_fps(fps)
-        audio_duration = probe_audio(Path(audio_path)).duration
+        # bad audio is refused before the networks are loaded; a warm renderer meets it soon enough
+        asked = self._opened is None or sys.stderr.isatty()
+        audio_duration = probe_audio(Path(audio_path)).duration if asked else None
         output = check_output_path(Path(output_path), inputs=[Path(audio_path)])
         with clock.stage("load"):
             opened = self.open(template_id)
