@@ -51,6 +51,7 @@ UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
 LARGEST_SWING = 0.04  # eye distances
 JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
+CHIN_SHARE = 0.55  # of the jaw's descent that the chin shows: the blend mask pins the jaw line beside it
 USUAL_MOUTH = 0.52  # eye distances, outer width of a resting mouth
 
 
@@ -225,7 +226,7 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
     habit = float(np.percentile(opening, 20))
     rest = np.zeros((len(meshes), len(COEFFICIENTS)), np.float32)
     rest[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
-    jaw = JAW_OF_OPENING * np.maximum(opening - habit, 0) / CHIN_GAIN
+    jaw = JAW_OF_OPENING * np.maximum(opening - habit, 0) / (CHIN_SHARE * CHIN_GAIN)
     rest[:, COEFFICIENTS.index("jaw_chin")] = -np.minimum(jaw, 1)
     widest = np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
     swing = np.minimum(widest - opening, LARGEST_SWING)
@@ -301,7 +302,8 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
 def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.ndarray]:
     arch, depth = place.arch, place.depth
     height = lips.chin - float(np.interp(0, lips.grid, lips.lower))
-    lip, skin = _fade(depth, 0.45 * height), _smoothstep(depth / (0.6 * height))
+    below_lip = np.maximum(depth - 0.8 * lips.lower_thickness, 0)
+    lip, skin = _fade(depth, 0.45 * height), _smoothstep(below_lip / (0.6 * height))
     neck = _fade(np.maximum(points[..., 1] - lips.chin, 0), 0.3)
     corner = (1 - arch) * place.beside
     thickness = lips.lower_thickness
@@ -309,7 +311,7 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
     return {
         "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
-        "jaw_chin": CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
+        "jaw_chin": CHIN_SHARE * CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
         "lip_open": 0.6 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "lower_lip_drop": OPENING_GAIN["lower_lip_drop"] * lips.scale * arch * lip,
         "lip_width": -0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
