@@ -118,12 +118,20 @@ class LiteEngine:
         """
         for position in sorted(set(template.unique)):
             latent = template.latents[position]
-            if template.has_face(position) and np.shape(latent) != (MESH_POINTS, 3):
+            if template.has_face(position) and not _is_mesh(latent):
                 raise CacheError(
                     f"frame {position} of the template holds no face mesh 模板缓存不是由 lite 引擎生成",
                     "run preprocessing again with --engine lite 请用 --engine lite 重新预处理",
                 )
         return LiteGenerator(template)
+
+
+def _is_mesh(latent: object) -> bool:
+    """Whether a latent is a face mesh whose eyes are apart, as every detected one is."""
+    if not isinstance(latent, np.ndarray) or latent.shape != (MESH_POINTS, 3):
+        return False
+    eyes = latent[rig.RIGHT_EYE] - latent[rig.LEFT_EYE]
+    return bool(np.isfinite(latent).all() and np.linalg.norm(eyes[:2]) > 1)
 
 
 class LiteGenerator:

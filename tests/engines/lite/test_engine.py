@@ -67,11 +67,20 @@ def test_a_detector_without_a_mesh_is_refused() -> None:
         list(engine().encode([points]))
 
 
-def test_a_template_of_another_engine_is_refused() -> None:
+@pytest.mark.parametrize(
+    "latent",
+    [
+        np.zeros((1, 8, 32, 32), np.float32),
+        np.zeros((478, 3), np.float32),
+        np.full((478, 3), np.nan, np.float32),
+        "mesh",
+    ],
+    ids=["of another engine", "without extent", "not finite", "no array"],
+)
+def test_a_template_with_other_latents_is_refused(latent: object) -> None:
     portrait = load_portrait("hopper")
-    latents = [np.zeros((1, 8, 32, 32), np.float32)]
     template = Template.from_frames(
-        [portrait.frame], [portrait.bbox], latents, [portrait.mask], [portrait.crop_box]
+        [portrait.frame], [portrait.bbox], [latent], [portrait.mask], [portrait.crop_box]
     )
     with pytest.raises(CacheError):
         engine().open(template)
