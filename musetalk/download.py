@@ -8,7 +8,6 @@ know what the server sent.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musetalk.errors import WeightsError
+from musetalk.files import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,6 @@ class Source:
     sha256: str | None
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def fetch(source: Source, target: Path, staging: Path, mirror: str | None, *, pause: float = PAUSE) -> str:
     """Brings `source` to `target` and returns its sha256.
 
@@ -78,7 +69,7 @@ def fetch(source: Source, target: Path, staging: Path, mirror: str | None, *, pa
 
 
 def _accept(source: Source, arrived: Path, target: Path) -> str:
-    size, digest = arrived.stat().st_size, sha256_of(arrived)
+    size, digest = arrived.stat().st_size, file_sha256(arrived)
     if source.sha256 is None or digest == source.sha256:
         arrived.replace(target)
         return digest

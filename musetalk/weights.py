@@ -25,8 +25,9 @@ from typing import Any
 
 from musetalk import config
 from musetalk.config import ModelPaths, Version
-from musetalk.download import PAUSE, STAGING_FOLDER, Source, fetch, sha256_of
+from musetalk.download import PAUSE, STAGING_FOLDER, Source, fetch
 from musetalk.errors import MuseTalkError, OutputError, UsageError, WeightsError
+from musetalk.files import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -225,26 +226,35 @@ def require_files(models: ModelPaths) -> MuseTalkFiles:
     return find_files(models)
 
 
+def sampled_digest(paths: Iterable[Path]) -> str:
+    """Hex digest of files by their sizes and 64 evenly spaced samples each.
+
+    Another training differs in all of them, and gigabytes need not be read at every request.
+
+    Raises:
+        WeightsError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            size = path.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            with path.open("rb") as stream:
+                for sample in range(FINGERPRINT_SAMPLES):
+                    stream.seek(size * sample // FINGERPRINT_SAMPLES)
+                    digest.update(stream.read(FINGERPRINT_SAMPLE_BYTES))
+        except FileNotFoundError as e:
+            raise missing_weights_error([path]) from e
+    return digest.hexdigest()
+
+
 def latents_fingerprint(files: MuseTalkFiles) -> str:
     """Identity of the latents that templates hold: the MuseTalk version and the VAE that encodes.
-
-    The configuration is hashed whole, the weights by their size and 64 evenly spaced samples: any other
-    training differs in all of them, and 335 MB need not be read at every request.
 
     Raises:
         WeightsError: the VAE's files are missing.
     """
-    try:
-        digest = hashlib.sha256(files.vae_config.read_bytes())
-        size = files.vae_weights.stat().st_size
-        digest.update(size.to_bytes(8, "little"))
-        with files.vae_weights.open("rb") as stream:
-            for sample in range(FINGERPRINT_SAMPLES):
-                stream.seek(size * sample // FINGERPRINT_SAMPLES)
-                digest.update(stream.read(FINGERPRINT_SAMPLE_BYTES))
-    except FileNotFoundError as e:
-        raise missing_weights_error([Path(e.filename)]) from e
-    return f"musetalk-{files.version}-{digest.hexdigest()[:16]}"
+    return f"musetalk-{files.version}-{sampled_digest([files.vae_config, files.vae_weights])[:16]}"
 
 
 class WeightsFolder:
@@ -305,7 +315,7 @@ class WeightsFolder:
             return "wrong"
         if expected.sha256 is None:
             return "unrecorded"
-        return "ok" if sha256_of(path) == expected.sha256 else "wrong"
+        return "ok" if file_sha256(path) == expected.sha256 else "wrong"
 
     def download(self, file: OfficialFile, mirror: str | None = None, *, pause: float = PAUSE) -> str:
         """Brings one file to its place: "present" when it was there and right, else "downloaded".

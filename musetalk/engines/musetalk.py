@@ -12,13 +12,21 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from musetalk.config import FACE_SIZE, EngineConfig, EngineName
 from musetalk.device import usable_cores
 from musetalk.engines.base import FaceFrame
+from musetalk.engines.openvino_runtime import (
+    WORTHWHILE_BYTES,
+    CompiledNetwork,
+    choose_runtime,
+    decoder_conversion,
+    unet_conversion,
+)
+from musetalk.engines.region import RegionDecoder, face_weights, used_rectangle
 from musetalk.errors import CacheError, DeviceError, WeightsError
 from musetalk.weights import MuseTalkFiles, latents_fingerprint
 from musetalk.whisper import N_MELS, audio_prompts, hidden_states
@@ -34,6 +42,7 @@ log = logging.getLogger(__name__)
 
 LATENT_SIDE = 32  # a face of 256 pixels, 8 pixels to a latent
 LATENT_CHANNELS = 4
+REGION_SAMPLES = 2  # frames of a template that region decoding is measured on
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
 
 
@@ -159,6 +168,10 @@ class MuseTalkEngine:
         self._unet = networks.open_unet(files)
         self._vae = networks.open_vae(files)
         self._check_fit()
+        self._openvino = choose_runtime(engine_config.runtime, device, files.unet_weights)
+        self._vae_region = engine_config.vae_region
+        self._compiled_unet: CompiledNetwork | None = None
+        self._compiled_decoder: CompiledNetwork | None = None
 
     def _check_fit(self) -> None:
         unet, vae = self._unet.module.config, self._vae.module.config
@@ -189,6 +202,11 @@ class MuseTalkEngine:
                 "use the official whisper-tiny (--whisper_dir)",
             )
         return network
+
+    @property
+    def prompt_width(self) -> int:
+        """Channels of an audio prompt."""
+        return self._unet.module.config.cross_attention_dim
 
     def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
         """(1, 8, 32, 32) float32 per face: masked latents, then reference latents, scaled means.
@@ -243,13 +261,21 @@ class MuseTalkEngine:
         Returns:
             (B, 4, 32, 32) latents of the speaking face.
         """
+        if self._compiled_unet is not None:
+            return _through(self._compiled_unet, latents, prompts)
         unet = self._unet.load(self.device, self.dtype)
         return unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
-        vae = self._vae.load(self.device, self.dtype)
-        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        unscaled = self.unscaled(latents)
+        if self._compiled_decoder is not None:
+            return _through(self._compiled_decoder, unscaled)
+        return self._vae.load(self.device, self.dtype).decode(unscaled, return_dict=False)[0]
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE's decoder takes them."""
+        return latents / self._vae.module.config.scaling_factor
 
     def open(self, template: Template) -> MuseTalkGenerator:
         """Loads the networks and puts the template's latents on the device.
@@ -257,10 +283,38 @@ class MuseTalkEngine:
         Raises:
             CacheError: the template holds no MuseTalk latents.
             WeightsError: a checkpoint can't be read.
+            EngineError: the runtime that was asked for can't run.
         """
-        self._unet.load(self.device, self.dtype)
-        self._vae.load(self.device, self.dtype)
-        return MuseTalkGenerator(self, template)
+        if self._openvino:
+            self._compile()
+        else:
+            self._unet.load(self.device, self.dtype)
+        vae = self._vae.load(self.device, self.dtype)
+        generator = MuseTalkGenerator(self, template)
+        large = self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
+        if self._vae_region == "on" or (self._vae_region == "auto" and large):
+            generator.use_region(vae, only_if_harmless=self._vae_region == "auto")
+        return generator
+
+    def _compile(self) -> None:
+        """Puts OpenVINO in torch's place: for the UNet, and in float32 for the VAE's decoder."""
+        files, width = self._files, self.prompt_width
+        unet = unet_conversion(
+            lambda: self._unet.load("cpu", "float32"), [files.unet_config, files.unet_weights], (50, width)
+        )
+        self._compiled_unet = CompiledNetwork(unet, self.dtype)
+        if self.dtype == "float32":
+            decoder = decoder_conversion(
+                lambda: self._vae.load("cpu", "float32"), [files.vae_config, files.vae_weights]
+            )
+            self._compiled_decoder = CompiledNetwork(decoder, self.dtype)
+
+
+def _through(network: CompiledNetwork, *tensors: Tensor) -> Tensor:
+    import torch
+
+    found = network(*(tensor.float().contiguous().numpy() for tensor in tensors))
+    return torch.from_numpy(found).to(tensors[0].dtype)
 
 
 def stack_latents(template: Template) -> tuple[np.ndarray, dict[int, int]]:
@@ -305,6 +359,36 @@ class MuseTalkGenerator:
         self.limit = BatchLimit(engine.device)
         latents, self._row_of = stack_latents(template)
         self._latents = torch.from_numpy(latents).to(engine.device, getattr(torch, engine.dtype))
+        self._template = template
+        self._region: RegionDecoder | None = None
+
+    def use_region(self, vae: Any, *, only_if_harmless: bool) -> None:
+        """Decodes only what the template's masks use, from statistics of its own faces at rest.
+
+        Args:
+            vae: loaded.
+            only_if_harmless: judge by full decodes of the template's own faces, see `region.Difference`.
+        """
+        import torch
+
+        weights = face_weights(self._template)
+        latents = self._latents[:: max(1, len(self._latents) // REGION_SAMPLES)][:REGION_SAMPLES]
+        with torch.inference_mode():
+            width = self.engine.prompt_width
+            silence = self._latents.new_zeros(len(latents), 1, width) + torch.from_numpy(
+                sinusoidal_positions(50, width)
+            ).to(self._latents)
+            speaking = self.engine.unscaled(self.engine.predict_latents(latents, silence))
+            region = RegionDecoder(vae, used_rectangle(weights), speaking)
+            if only_if_harmless:
+                if not region.worthwhile:
+                    return
+                own = self.engine.unscaled(latents[:, LATENT_CHANNELS:])
+                difference = region.difference(own, weights)
+                log.info("region decoding differs by %s", difference)
+                if not difference.harmless:
+                    return
+        self._region = region
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
         """(256, 256, 3) uint8 BGR faces.
@@ -326,7 +410,10 @@ class MuseTalkGenerator:
         with torch.inference_mode():
             latents = self._latents[self._sent(rows)]
             predicted = self.engine.predict_latents(latents, self._sent(prompts).to(latents.dtype))
-            images = self.engine.decode_latents(predicted)
+            if self._region is not None:
+                images = self._region.decode(self.engine.unscaled(predicted))
+            else:
+                images = self.engine.decode_latents(predicted)
             levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
             return levels.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

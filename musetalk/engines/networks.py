@@ -164,12 +164,12 @@ def _release_pages(tensor: Tensor) -> None:
 def _materialise(
     module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> None:
+    ready = {}
     for key in module.state_dict():
-        mapped = tensors[key]
-        ready = mapped.to(device, dtype)
-        if ready is not mapped:
-            _release_pages(mapped)
-        module.load_state_dict({key: ready}, strict=False, assign=True)
+        ready[key] = tensors[key].to(device, dtype)
+        if ready[key] is not tensors[key]:
+            _release_pages(tensors[key])
+    module.load_state_dict(ready, assign=True)
     module.requires_grad_(False).eval()
 
 

@@ -1,0 +1,115 @@
+"""The networks through OpenVINO: the same numbers, converted once, safe against others converting."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk.config import EngineConfig
+from musetalk.engines import create_engine, openvino_runtime
+from musetalk.errors import EngineError
+from tests.conftest import make_template
+from tests.engines.conftest import NEEDS_FULL, model_paths
+
+pytest.importorskip("torch", reason=NEEDS_FULL)
+pytest.importorskip("openvino", reason=NEEDS_FULL)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(tiny_models, tmp_path_factory.mktemp("openvino") / "models 模型")
+
+
+def faces(models: Path, runtime: str) -> np.ndarray:
+    config = EngineConfig(engine="musetalk", models=model_paths(models), fp16=False, runtime=runtime)
+    engine = create_engine("musetalk", config, "cpu")
+    template = make_template(2)
+    random = np.random.RandomState(2)
+    for position in range(4):
+        template.latents[position] = random.randn(1, 8, 32, 32).astype(np.float32) / 5
+    prompts = random.randn(3, 20, 384).astype(np.float32)
+    return np.stack(engine.open(template).generate(prompts, [0, 1, 0]))
+
+
+def test_openvino_gives_torchs_frames_and_converts_once(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = faces(models, "torch")
+    found = faces(models, "openvino")
+    assert (np.abs(found.astype(int) - expected) <= 1).mean() >= 0.999
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(openvino_runtime, "_convert", never)
+    np.testing.assert_array_equal(faces(models, "openvino"), found)
+
+
+def conversion(folder: Path) -> openvino_runtime.Conversion:
+    from torch import nn
+
+    source = folder / "net.pth"
+    source.write_bytes(b"weights")
+    example = np.zeros((1, 3), np.float32)
+    return openvino_runtime.Conversion("net", [source], lambda: nn.Linear(3, 2), [example], [(-1, 3)])
+
+
+def test_concurrent_first_runs_convert_once_and_leave_nothing_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, convert, calls = conversion(tmp_path), openvino_runtime._convert, []
+
+    def counted(*arguments: object, **settings: bool) -> None:
+        calls.append(1)
+        convert(*arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(openvino_runtime, "_convert", counted)
+    threads = [
+        threading.Thread(target=openvino_runtime.converted_path, args=(network,), kwargs={"half": False})
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert {path.suffix for path in (tmp_path / "openvino").iterdir()} <= {".xml", ".bin", ".lock"}
+
+
+def test_other_weights_are_converted_anew(tmp_path: Path) -> None:
+    network = conversion(tmp_path)
+    first = openvino_runtime.converted_path(network, half=False)
+    network.sources[0].write_bytes(b"retrained")
+    assert openvino_runtime.converted_path(network, half=False) != first
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(openvino, "save_model", full_disk)
+    with pytest.raises(EngineError, match="No space left") as error:
+        openvino_runtime.CompiledNetwork(conversion(tmp_path), "float32")
+    assert "--runtime torch" in error.value.hint
+    assert not list((tmp_path / "openvino").glob("*.xml")) + list((tmp_path / "openvino").glob("*.bin"))
+
+
+def test_auto_takes_openvino_for_large_networks_on_a_cpu_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "unet.pth"
+    weights.write_bytes(b"small")
+    assert openvino_runtime.choose_runtime("openvino", "cpu", weights)
+    assert not openvino_runtime.choose_runtime("auto", "cpu", weights)
+    monkeypatch.setattr(openvino_runtime, "WORTHWHILE_BYTES", 1)
+    assert openvino_runtime.choose_runtime("auto", "cpu", weights)
+    assert not openvino_runtime.choose_runtime("auto", "cuda:0", weights)
+    assert not openvino_runtime.choose_runtime("torch", "cpu", weights)
+    with pytest.raises(EngineError, match="cuda:0"):
+        openvino_runtime.choose_runtime("openvino", "cuda:0", weights)

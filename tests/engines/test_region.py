@@ -1,0 +1,114 @@
+"""Decoding a part of the face: exact where the statistics are, judged where they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from musetalk.engines.region import (
+    Difference,
+    Rectangle,
+    RegionDecoder,
+    decode_rectangle,
+    face_weights,
+    full,
+    plan_crops,
+    used_rectangle,
+)
+from musetalk.template import Template
+from tests.conftest import make_template
+from tests.engines.conftest import NEEDS_FULL
+
+JAW = Rectangle(118, 250, 40, 230)
+
+
+@pytest.fixture(scope="module")
+def vae(tiny_models: Path) -> Any:
+    torch = pytest.importorskip("torch", reason=NEEDS_FULL)
+    from musetalk import weights
+    from musetalk.engines.networks import open_vae
+    from tests.engines.conftest import model_paths
+
+    torch.set_num_threads(1)
+    return open_vae(weights.find_files(model_paths(tiny_models))).load("cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def latents() -> Any:
+    torch = pytest.importorskip("torch", reason=NEEDS_FULL)
+    return torch.from_numpy(np.random.RandomState(4).randn(2, 4, 32, 32).astype(np.float32))
+
+
+def test_a_whole_rectangle_is_the_decoder_itself(vae: Any, latents: Any) -> None:
+    torch = pytest.importorskip("torch", reason=NEEDS_FULL)
+    with torch.inference_mode():
+        whole = decode_rectangle(vae, latents, full(256), lambda norm, image: norm(image))
+        torch.testing.assert_close(whole, vae.decode(latents).sample)
+
+
+@pytest.mark.parametrize("rectangle", [JAW, Rectangle(0, 40, 0, 256), Rectangle(255, 256, 255, 256)])
+def test_with_its_own_statistics_a_region_is_exact(vae: Any, latents: Any, rectangle: Rectangle) -> None:
+    torch = pytest.importorskip("torch", reason=NEEDS_FULL)
+    with torch.inference_mode():
+        found = RegionDecoder(vae, rectangle, latents[:1]).decode(latents[:1])
+        expected = vae.decode(latents[:1]).sample
+    top, bottom, left, right = rectangle
+    torch.testing.assert_close(
+        found[..., top:bottom, left:right], expected[..., top:bottom, left:right], atol=1e-3, rtol=0
+    )
+
+
+def test_the_difference_is_what_blended_pixels_differ_by(vae: Any, latents: Any) -> None:
+    torch = pytest.importorskip("torch", reason=NEEDS_FULL)
+    weights = np.zeros((256, 256), np.float32)
+    weights[JAW.top : JAW.bottom, JAW.left : JAW.right] = 0.5
+    with torch.inference_mode():
+        region = RegionDecoder(vae, JAW, latents[:1])
+        same, other = region.difference(latents[:1], weights), region.difference(latents[1:] * 3, weights)
+        exact = vae.decode(latents[1:] * 3).sample.clamp(-1, 1).numpy()
+        found = region.decode(latents[1:] * 3).clamp(-1, 1).numpy()
+    assert same.harmless and same.largest < 0.1
+    assert not other.harmless
+    inside = np.abs(found - exact)[:, :, JAW.top : JAW.bottom, JAW.left : JAW.right] * 127.5 * 0.5
+    assert other.mean == pytest.approx(inside.mean(), rel=1e-4)
+
+
+def test_limits_of_what_is_harmless() -> None:
+    assert Difference(0.5, 4.0, 90.0).harmless
+    assert not Difference(0.51, 1.0, 1.0).harmless
+    assert not Difference(0.1, 4.1, 5.0).harmless
+
+
+def test_crops_cover_what_the_convolutions_see() -> None:
+    crops = plan_crops(Rectangle(120, 130, 120, 130), [3, 3, 3, 3], 32)
+    assert crops[0] == full(32)
+    # the output convolution, 6 convolutions at 256², the upsampler's, 6 at 128² and so on
+    assert crops[3] == Rectangle(113, 137, 113, 137)
+    assert crops[2] == Rectangle(50, 75, 50, 75)
+
+
+def _masked_template() -> Template:
+    base = make_template(2, (64, 64))
+    x1, y1, x2, y2 = base.bboxes[0]
+    left, top = base.crop_boxes[0][:2]
+    masks = []
+    for i in range(2):
+        mask = np.zeros_like(base.masks[0])
+        mask[(y1 + y2) // 2 - top : y2 - top, x1 - left : x2 - left - 8 * i] = 255
+        masks.append(mask)
+    return Template.from_frames(
+        base.frames[:2], base.bboxes[:2], [np.zeros(1)] * 2, masks, base.crop_boxes[:2]
+    )
+
+
+def test_the_region_is_the_part_of_the_face_that_any_mask_uses() -> None:
+    weights = face_weights(_masked_template())
+    assert weights[:120].max() == 0 and weights[140:].min() == 1
+    assert used_rectangle(weights) == Rectangle(125, 256, 0, 256)
+
+
+def test_without_a_mask_everything_is_decoded() -> None:
+    assert used_rectangle(np.zeros((256, 256), np.float32)) == full(256)
