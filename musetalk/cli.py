@@ -7,6 +7,7 @@ stderr, so that no library, not even a native one, can print into the JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from musetalk.config import (
     RuntimeRequest,
     Switch,
 )
-from musetalk.errors import CacheMissingError, InterruptedRun, MuseTalkError, UsageError
+from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, UsageError
 from musetalk.service import IntegratedMuseTalkService
 from musetalk.store import check_template_id
 
@@ -181,14 +182,12 @@ def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
 
 
 def _preprocess_if_missing(service: IntegratedMuseTalkService, template_id: str, folder: Path) -> None:
-    try:
-        service.store.read_metadata(template_id)
-    except CacheMissingError:
-        sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
-        source = next((path for path in sources if path.is_file()), None)
-        if source is None:
-            raise
-        log.warning("no cache for %s yet, preprocessing %s 首次使用，先预处理", template_id, source)
+    if service.store.check(template_id, full=False).valid:
+        return
+    sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
+    source = next((path for path in sources if path.is_file()), None)
+    if source is not None:
+        log.warning("no usable cache for %s, preprocessing %s 首次使用，先预处理", template_id, source)
         service.preprocess_template(template_id, source)
 
 
@@ -254,13 +253,13 @@ def _table(templates: Sequence[Any]) -> list[str]:
     rows = [("template 模板", "engine", "frames", "size", "MB", "state")]
     for answer in templates:
         metadata = answer["metadata"] or {}
-        size = "x".join(str(side) for side in metadata.get("frame_size", [])) or "-"
+        size = metadata.get("frame_size")
         rows.append(
             (
                 answer["template_id"],
                 str(metadata.get("engine", "-")),
                 str(metadata.get("frame_count", "-")),
-                size,
+                "x".join(map(str, size)) if isinstance(size, list) else "-",
                 f"{answer['cache_size_mb']:.1f}",
                 "valid" if answer["valid"] else answer["message"],
             )
@@ -312,19 +311,18 @@ def service_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
 
 def say(*lines: str) -> None:
     """Lines for a person, on stderr; empty ones are left out."""
-    for line in lines:
-        if line:
-            sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody reads them any more; the answer and the exit code remain
+        for line in lines:
+            if line:
+                sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
-def _failure(
-    error: MuseTalkError | None, code: str, message: str, hint: str, template_id: str | None
-) -> Answer:
+def _failure(code: str, message: str, hint: str, template_id: str | None) -> Answer:
     return {
         "success": False,
         "error_code": code,
-        "error": str(error) if error else message,
+        "error": message,
         "message": message,
         "hint": hint,
         "template_id": template_id,
@@ -344,17 +342,23 @@ def execute(
     except InterruptedRun as e:
         message, hint = "interrupted 已中断", "run the command again 请重新运行"
         say(message)
-        return _failure(None, "interrupted", message, hint, template_id), e.exit_code
+        return _failure("interrupted", message, hint, template_id), e.exit_code
     except MuseTalkError as e:
         log.debug("raised here", exc_info=True)
         say(e.message, e.hint)
-        return _failure(e, e.error_code, e.message, e.hint, template_id), e.exit_code
+        return _failure(e.error_code, e.message, e.hint, template_id), e.exit_code
+    except ModuleNotFoundError as e:
+        log.debug("raised here", exc_info=True)
+        message = f"the Python package {e.name} is not installed 缺少Python包"
+        hint = "run: pip install -r requirements-lite.txt (requirements.txt for engine musetalk) 请安装依赖"
+        say(message, hint)
+        return _failure(EngineError.error_code, message, hint, template_id), EngineError.exit_code
     except Exception as e:  # noqa: BLE001 - the last line of defence: a defect becomes an answer too
         say(traceback.format_exc())
         message = f"internal error 内部错误: {type(e).__name__}: {e}"
         hint = "please report this with the lines above 请附上以上日志反馈"
         say(message, hint)
-        return _failure(None, "internal", message, hint, template_id), 1
+        return _failure("internal", message, hint, template_id), 1
 
 
 def _configure_logging(verbose: bool) -> None:
@@ -365,17 +369,31 @@ def _configure_logging(verbose: bool) -> None:
     log.setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
+def _ignore_signals() -> None:
     for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _ignore_signals()
     raise InterruptedRun(128 + (number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM))
+
+
+def _open_closed_streams() -> None:
+    """Puts the null device where a caller closed a standard stream, before another file takes its place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def run(main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]]) -> NoReturn:
     """Runs a script's command line and ends the process: JSON on stdout, the rest on stderr."""
+    _open_closed_streams()
     sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    with os.fdopen(os.dup(1), "wb") as stdout:
+    with contextlib.suppress(OSError), os.fdopen(os.dup(1), "wb") as stdout:
         os.dup2(2, 1)
         for name in SIGNALS:
             if hasattr(signal, name):
@@ -383,9 +401,10 @@ def run(main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]]) -> 
         if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
             os.dup2(stdout.fileno(), 1)
         answer, code = execute(main, sys.argv[1:])
+        _ignore_signals()
         stdout.write(
             json.dumps(answer, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace") + b"\n"
         )
-    sys.stderr.flush()
+    say()
     # Threads inside native calls must not hold back the exit; everything of ours is closed by now.
     os._exit(code)

@@ -144,7 +144,8 @@ class UltraFastRealtimeInference:
         # bad audio is refused before the networks are loaded; a warm renderer meets it soon enough
         asked = self._opened is None or sys.stderr.isatty()
         audio_duration = probe_audio(Path(audio_path)).duration if asked else None
-        output = check_output_path(Path(output_path), inputs=[Path(audio_path)])
+        source = self.store.read_metadata(template_id).get("template_image_path", "")
+        output = check_output_path(Path(output_path), inputs=[Path(audio_path), Path(str(source))])
         with clock.stage("load"):
             opened = self.open(template_id)
         engine = opened.engine
@@ -340,7 +341,7 @@ def batched(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 class FrameFolder:
-    """A folder of lossless frames, filled only when the run ends well.
+    """A folder of lossless frames, filled only when the run ends well; a new one is removed else.
 
     Numbered frames of an earlier, longer run are removed, so that the folder holds this run's only.
     """
@@ -348,16 +349,14 @@ class FrameFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._count = 0
-        self._temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        self._made = not folder.exists()
+        self._temporary = folder / f".{secrets.token_hex(4)}.tmp"
 
     def __enter__(self) -> FrameFolder:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._temporary.mkdir()
+            self._temporary.mkdir(parents=True)
         except OSError as e:
-            raise OutputError(
-                f"{self.folder} can't be written: {e.strerror or e}", "choose another folder"
-            ) from e
+            raise _unwritable(self.folder, e) from e
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -366,6 +365,9 @@ class FrameFolder:
                 self._publish()
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
+            if kind is not None and self._made:
+                with contextlib.suppress(OSError):  # something else is in it by now
+                    self.folder.rmdir()
 
     def write(self, frame: np.ndarray) -> None:
         """Adds the next frame, (H, W, 3) uint8 BGR."""
@@ -376,14 +378,22 @@ class FrameFolder:
         try:
             path.write_bytes(encoded.tobytes())
         except OSError as e:
-            raise OutputError(
-                f"{path.name} can't be written: {e.strerror or e}", "check the free space"
-            ) from e
+            raise _unwritable(self.folder, e) from e
         self._count += 1
 
     def _publish(self) -> None:
-        for file in sorted(self._temporary.iterdir()):
-            replace_file(file, self.folder / file.name)
-        for file in self.folder.glob("[0-9]" * 8 + ".png"):
-            if int(file.stem) >= self._count:
-                file.unlink()
+        try:
+            for file in sorted(self._temporary.iterdir()):
+                replace_file(file, self.folder / file.name)
+            for file in self.folder.glob("[0-9]" * 8 + ".png"):
+                if int(file.stem) >= self._count:
+                    file.unlink()
+        except OSError as e:
+            raise _unwritable(self.folder, e) from e
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{folder} can't be written 无法写入: {error.strerror or error}",
+        "choose another --frames_dir, or free some space",
+    )

@@ -18,7 +18,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 POLL = 0.05  # seconds between looks at the stop event
-JOIN_TIMEOUT = 0.5  # seconds; a thread inside a long native call is left to end with the process
+JOIN_TIMEOUT = 0.5  # seconds for all threads; one inside a long native call is left to end with the process
 _END = object()
 
 
@@ -73,8 +73,9 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        deadline = time.monotonic() + JOIN_TIMEOUT
         for thread in self._threads:
-            thread.join(JOIN_TIMEOUT)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def overlap(self, items: Iterable[Item], name: str, depth: int) -> Iterator[Item]:
         """`items`, made on a thread called `name`, at most `depth` ahead of the consumer."""

@@ -282,7 +282,7 @@ def test_signals_end_a_rendering_and_leave_nothing(workplace, write_tone, number
     process = subprocess.Popen(
         command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    while not list(workplace.glob("long/.frames*/00000010.png")):
+    while not list(workplace.glob("long/frames/.*.tmp/00000010.png")):
         assert process.poll() is None
     process.send_signal(number)
     stdout, _ = process.communicate(timeout=5)
