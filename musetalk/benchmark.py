@@ -1,7 +1,7 @@
 """`python -m musetalk.benchmark`: the pipeline around any engine, against the plain way, and how it scales.
 
-The decision a reader would question: stand-in engines skip the store and the face detector, real ones don't.
-A stand-in measures what surrounds an engine; a real engine is measured as a user would run it.
+The decision a reader would question: stand-in engines skip the face detector, real ones don't. A stand-in
+measures what surrounds an engine; a real engine is measured as a user would run it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from musetalk.benchmark_scene import (
     write_source,
     write_speech,
 )
-from musetalk.compositor import FrameCompositor
 from musetalk.config import (
     REPOSITORY,
     Defaults,
@@ -40,10 +39,11 @@ from musetalk.config import (
 from musetalk.device import peak_memory_mb
 from musetalk.engines.base import Engine
 from musetalk.errors import InputError
-from musetalk.inference import InferenceResult, OpenedTemplate, UltraFastRealtimeInference
+from musetalk.files import atomic_file
+from musetalk.inference import InferenceResult, UltraFastRealtimeInference
 from musetalk.measurement import Measurement, Spread, frames_per_second, hardware, measure, significant
-from musetalk.preprocessing import EnhancedMuseTalkPreprocessor
-from musetalk.store import TemplateMetadata, TemplateStore, atomic_file
+from musetalk.preprocessing import CACHE_VERSION, EnhancedMuseTalkPreprocessor
+from musetalk.store import TemplateMetadata, TemplateStore
 from musetalk.template import Template
 from musetalk.weights import UNET_FILES
 
@@ -54,15 +54,15 @@ CACHED_SIZE = (512, 512)  # pixels, of templates whose loading is measured
 
 
 class StandInInference(UltraFastRealtimeInference):
-    """Renders with an engine on a template that were never in a cache."""
+    """Renders any cached template with a given engine."""
 
-    def __init__(self, template: Template, engine: Engine, config: EngineConfig, encoding: EncodingConfig):
-        super().__init__(config=config, encoding=encoding)
-        self._given = OpenedTemplate("", template, engine, engine.open(template), FrameCompositor(template))
+    def __init__(self, cache_dir: Path, engine: Engine, config: EngineConfig, encoding: EncodingConfig):
+        super().__init__(cache_dir, config=config, encoding=encoding)
+        self.engine = engine
 
-    def open(self, template_id: str) -> OpenedTemplate:
-        """The template, whatever its id."""
-        return self._given
+    def create_engine(self, metadata: TemplateMetadata) -> Engine:
+        """The given engine, whatever made the template."""
+        return self.engine
 
 
 def open_renderer(
@@ -71,12 +71,23 @@ def open_renderer(
     """A renderer of `scene` with "null", "sleep:MS" or an engine's name; its cache is kept in `folder`."""
     milliseconds = parse_stand_in(engine)
     if milliseconds is not None:
-        return StandInInference(make_template(scene), StandInEngine(milliseconds), config, encoding)
+        stand_in = StandInEngine(milliseconds)
+        publish(make_template(scene), folder, stand_in.fingerprint)
+        return StandInInference(folder, stand_in, config, encoding)
     if engine not in get_args(EngineName):
         raise InputError(f"engine is {engine!r}", "choose null, sleep:8, lite or musetalk")
     preprocessor = EnhancedMuseTalkPreprocessor(folder, config=config)
     preprocessor.preprocess_template(TEMPLATE_ID, write_source(scene, folder))
     return UltraFastRealtimeInference(folder, config=config, encoding=encoding)
+
+
+def publish(template: Template, folder: Path, fingerprint: str) -> TemplateStore:
+    """A store in `folder` with the template in it."""
+    store = TemplateStore(folder)
+    metadata = {"template_id": TEMPLATE_ID, "engine_fingerprint": fingerprint, "version": CACHE_VERSION}
+    with store.lock(TEMPLATE_ID):
+        store.publish(TEMPLATE_ID, template, cast(TemplateMetadata, metadata))
+    return store
 
 
 def _size(name: str) -> tuple[int, int]:
@@ -161,11 +172,11 @@ def _plain_engine(renderer: UltraFastRealtimeInference, config: EngineConfig) ->
 
     from musetalk.engines import create_engine
 
-    opened = renderer.open(TEMPLATE_ID)
+    template = renderer.open(TEMPLATE_ID).template
     if isinstance(renderer, StandInInference):
-        return opened.template, opened.engine
+        return template, renderer.engine
     plain = dataclasses.replace(config, runtime="torch", fp16=False, vae_region="off")
-    return opened.template, create_engine("musetalk", plain, renderer.device.name)
+    return template, create_engine("musetalk", plain, renderer.device.name)
 
 
 def comparison(measurement: Measurement, plain: Sequence[PlainResult]) -> dict[str, Any]:
@@ -284,9 +295,7 @@ def _load_row(frames: int) -> dict[str, Any]:
     template = make_template(Scene(repeated, [scene.bboxes[i % len(scene.bboxes)] for i in range(frames)]))
     times = []
     with tempfile.TemporaryDirectory() as name:
-        store = TemplateStore(name)
-        with store.lock(TEMPLATE_ID):
-            store.publish(TEMPLATE_ID, template, cast(TemplateMetadata, {"template_id": TEMPLATE_ID}))
+        store = publish(template, Path(name), StandInEngine.fingerprint)
         for _ in range(5):
             start = time.perf_counter()
             store.load(TEMPLATE_ID)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musetalk.store import atomic_file
+from musetalk.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from musetalk.files import atomic_file
 from musetalk.geometry import EYE_CORNERS, Box, bounding_box, clamp_box, crop_box
-from musetalk.store import atomic_file
 
 N_SHOWN = 12  # frames in the row above the waveform
 SHOWN_HEIGHT = 220  # pixels

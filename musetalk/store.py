@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
-import time
+import logging
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,17 +19,19 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from musetalk.errors import CacheError, CacheMissingError, InputError, OutputError
+from musetalk.files import HASH_BLOCK, atomic_file, file_sha256
 
 if TYPE_CHECKING:
     from musetalk.template import Template
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 LEGACY_VERSION = "1.0"
 MAX_ID_LENGTH = 120  # characters
 MAX_NAME_BYTES = 255  # of a file name, on the common file systems
 LOCK_TIMEOUT = 280.0  # seconds; callers give up after 300
-REPLACE_ATTEMPTS = 50  # on Windows, while a reader holds the file open
-HASH_BLOCK = 1 << 20  # bytes
+CHECK_TIMEOUT = 2.0  # seconds; a publication takes less, and who asks for a state wants it now
 MEGABYTE = 1 << 20  # bytes
 _RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{d}{n}" for d in ("COM", "LPT") for n in range(1, 10))}
 _PICKLE_SUFFIX = "_preprocessed.pkl"
@@ -105,58 +105,17 @@ def check_template_id(template_id: str) -> str:
         shown = template_id if len(template_id) <= 40 else template_id[:37] + "..."
         raise InputError(
             f"template_id {shown!r} can't be a file name 模板ID无效",
-            f"use letters, digits, space and -_.()[], at most {MAX_ID_LENGTH} characters, no leading dot",
+            f"use letters, digits, space and -_.()[], at most {MAX_ID_LENGTH} characters (fewer of those "
+            "that take several bytes), no leading dot, no dot or space at the end",
         )
     return template_id
 
 
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, or of all files below a folder with their names, in name order."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(HASH_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def replace_file(source: Path, target: Path) -> None:
-    """os.replace that waits while Windows says the target is still open elsewhere."""
-    for attempt in range(REPLACE_ATTEMPTS):
-        try:
-            source.replace(target)
-            return
-        except PermissionError:
-            if os.name != "nt" or attempt == REPLACE_ATTEMPTS - 1:
-                raise
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def atomic_file(target: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears as `target` when the block ends well, and not at all otherwise.
-
-    Raises:
-        OutputError: the folder or file can't be written.
-    """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+def _is_template_id(name: str) -> bool:
     try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        replace_file(temporary, target)
-    except OSError as e:
-        if isinstance(e, OutputError):
-            raise
-        raise OutputError(
-            f"{target} can't be written: {e.strerror or e}", "check the folder and its free space"
-        ) from e
-    finally:
-        temporary.unlink(missing_ok=True)
+        return bool(check_template_id(name))
+    except InputError:
+        return False
 
 
 class _HashingStream:
@@ -200,11 +159,11 @@ class TemplateStore:
         return self.cache_dir / (check_template_id(template_id) + _PREVIEW_SUFFIX)
 
     @contextlib.contextmanager
-    def lock(self, template_id: str) -> Iterator[None]:
+    def lock(self, template_id: str, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
         """Holds the template's lock, across threads and processes.
 
         Raises:
-            CacheError: another process held it for `LOCK_TIMEOUT` seconds.
+            CacheError: another process held it for `timeout` seconds.
             OutputError: the cache folder can't be written.
         """
         from filelock import FileLock, Timeout
@@ -213,7 +172,7 @@ class TemplateStore:
         folder = self.cache_dir / ".locks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{template_id}.lock", timeout=LOCK_TIMEOUT)
+            lock = FileLock(folder / f"{template_id}.lock", timeout=timeout)
             lock.acquire()
         except Timeout as e:
             raise CacheError(
@@ -272,12 +231,15 @@ class TemplateStore:
                     file.unlink(missing_ok=True)
 
     def read_metadata(self, template_id: str) -> TemplateMetadata:
-        """The metadata file's content.
+        """The metadata file's content; waits for a writer of it.
 
         Raises:
             CacheMissingError: no template of that id.
             CacheError: the file is not the metadata of this template.
         """
+        return self._retry_locked(template_id, lambda: self._read_metadata(template_id), LOCK_TIMEOUT)
+
+    def _read_metadata(self, template_id: str) -> TemplateMetadata:
         path = self.metadata_path(template_id)
         try:
             content = path.read_bytes()
@@ -291,8 +253,8 @@ class TemplateStore:
             raise damaged_cache(template_id, f"{path.name} is not JSON") from e
         if not isinstance(metadata, dict) or metadata.get("template_id") != template_id:
             raise damaged_cache(template_id, f"{path.name} is not this template's metadata")
-        if metadata.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
-            raise damaged_cache(template_id, "it was written by a newer version")
+        if metadata.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise damaged_cache(template_id, "it was written by another version")
         return metadata  # type: ignore[return-value]
 
     def load(self, template_id: str) -> tuple[Template, TemplateMetadata]:
@@ -302,13 +264,13 @@ class TemplateStore:
             CacheMissingError: no template of that id.
             CacheError: damaged, unsafe or of an unknown format.
         """
-        return self._retry_locked(template_id, lambda: self._load(template_id))
+        return self._retry_locked(template_id, lambda: self._load(template_id), LOCK_TIMEOUT)
 
     def _load(self, template_id: str) -> tuple[Template, TemplateMetadata]:
         from musetalk.template import Template
         from musetalk.template_pickle import load_template_dict
 
-        metadata = self.read_metadata(template_id)
+        metadata = self._read_metadata(template_id)
         path = self.pickle_path(template_id)
         try:
             with path.open("rb") as stream:
@@ -317,28 +279,31 @@ class TemplateStore:
             raise missing_cache(template_id) from e
         except OSError as e:
             raise damaged_cache(template_id, f"{path.name} can't be read: {e.strerror or e}") from e
+        if is_legacy(metadata):
+            log.warning("⚠️ %s is a cache of the original system, without checksum 旧版缓存", path.name)
         return Template.from_dict(data), metadata
 
-    def _retry_locked(self, template_id: str, read: Callable[[], Any]) -> Any:
+    def _retry_locked(self, template_id: str, read: Callable[[], Any], timeout: float) -> Any:
+        """`read()`, once more under the lock when it meets a writer half-way."""
         try:
             return read()
         except CacheError:
             if not (self.cache_dir / ".locks" / f"{template_id}.lock").exists():
                 raise
-        with self.lock(template_id):
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OutputError):  # nobody writes in a folder that can't be written
+                stack.enter_context(self.lock(template_id, timeout))
             return read()
 
     def check(self, template_id: str, *, full: bool = True) -> CacheCheck:
-        """Whether the template can be used, without unpickling it; waits for a writer of it.
+        """Whether the template can be used, without unpickling it; waits for a publication, not for more.
 
         Args:
             full: also compare the pickle's sha256; else its size only.
         """
         check_template_id(template_id)
         try:
-            return self._retry_locked(template_id, lambda: self._check(template_id, full))
-        except OutputError:
-            return self.check_held(template_id)
+            return self._retry_locked(template_id, lambda: self._check(template_id, full), CHECK_TIMEOUT)
         except CacheError as e:
             return self._failed_check(template_id, e)
 
@@ -354,13 +319,13 @@ class TemplateStore:
         return CacheCheck(exists=exists, valid=False, message=error.message, hint=error.hint)
 
     def _check(self, template_id: str, full: bool) -> CacheCheck:
-        metadata = self.read_metadata(template_id)
+        metadata = self._read_metadata(template_id)
         path = self.pickle_path(template_id)
         try:
             size = path.stat().st_size
             expected_hash, expected_size = metadata.get("pkl_sha256"), metadata.get("pkl_size", size)
             intact = size == expected_size and size > 0
-            if intact and full and expected_hash:
+            if intact and full and expected_hash is not None:
                 intact = file_sha256(path) == expected_hash
         except FileNotFoundError as e:
             raise missing_cache(template_id) from e
@@ -368,18 +333,18 @@ class TemplateStore:
             raise damaged_cache(template_id, f"{path.name} can't be read: {e.strerror or e}") from e
         if not intact:
             raise damaged_cache(template_id, f"{path.name} differs from its checksum")
-        if metadata.get("version") == LEGACY_VERSION and not expected_hash:
+        if is_legacy(metadata):
             message = f"✅ 模板缓存可用(旧版格式) legacy cache without checksum: {template_id}"
         else:
             message = f"✅ 模板缓存可用 cache is valid: {template_id}"
         return CacheCheck(exists=True, valid=True, message=message, metadata=metadata, size=size)
 
     def template_ids(self) -> list[str]:
-        """Ids that have metadata, in name order."""
+        """Ids that have metadata, in name order; files whose names are no ids are left out."""
         if not self.cache_dir.is_dir():
             return []
         names = (p.name for p in self.cache_dir.iterdir() if p.name.endswith(_METADATA_SUFFIX))
-        return sorted(name[: -len(_METADATA_SUFFIX)] for name in names if not name.startswith("."))
+        return sorted(filter(_is_template_id, (name[: -len(_METADATA_SUFFIX)] for name in names)))
 
     def size(self, template_id: str) -> int:
         """Bytes of the template's pickle; 0 when there is none."""
@@ -424,6 +389,11 @@ class TemplateStore:
             for path in present:
                 path.unlink(missing_ok=True)
         return len(present)
+
+
+def is_legacy(metadata: TemplateMetadata) -> bool:
+    """Whether the original system wrote the cache: it knew no checksums."""
+    return metadata.get("version") == LEGACY_VERSION and metadata.get("pkl_sha256") is None
 
 
 def missing_cache(template_id: str) -> CacheMissingError:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-SAMPLE_RATE = 16_000  # Hz
+from musetalk.media.audio import SAMPLE_RATE
+
 SEGMENT_SECONDS = 30
 SEGMENT_SAMPLES = SEGMENT_SECONDS * SAMPLE_RATE
 N_FFT = 400  # samples, 25 ms

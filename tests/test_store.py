@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from musetalk.errors import CacheError, CacheMissingError, InputError, OutputError
-from musetalk.store import TemplateStore, atomic_file, check_template_id, file_sha256
+from musetalk.files import file_sha256
+from musetalk.store import TemplateStore, check_template_id
 from musetalk.template import Template
 from tests.conftest import make_template
 
@@ -120,6 +121,7 @@ def _flip(path: Path, offset: int) -> None:
         lambda pkl, meta: meta.write_text(
             json.dumps({**json.loads(meta.read_text("utf-8")), "schema_version": 99})
         ),
+        lambda pkl, meta: meta.write_text('{"template_id": "anna (2)", "schema_version": "x"}'),
     ],
 )
 def test_damage_is_seen_by_check_and_load(tmp_path, damage):
@@ -140,6 +142,10 @@ class _Payload:
         return self.call
 
 
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -153,6 +159,8 @@ class _Payload:
         _Payload(zlib.decompress, zlib.compress(bytes(300_000_000))),
         _Payload(zlib.decompress, zlib.compress(bytes(1000))[:-5]),
         _Payload(operator.add, 1, 2),
+        _Payload(operator.add, np.zeros((1 << 20, 1), np.uint8), np.zeros((1, 1 << 20), np.uint8)),
+        ENDLESS,
         np.array([_Payload(os.system, "echo hostile > hostile.txt")], dtype=object),
         np.zeros(3, dtype=[("a", "O")]),
     ],
@@ -173,7 +181,7 @@ def test_hostile_pickle_is_refused_and_not_executed(tmp_path, monkeypatch, paylo
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_cache_of_the_original_system_loads_without_a_checksum(tmp_path, protocol):
+def test_cache_of_the_original_system_loads_with_a_warning(tmp_path, caplog, protocol):
     store = TemplateStore(tmp_path)
     data = make_template(2).to_dict()
     data["coord_list_cycle"] = [tuple(np.int64(v) for v in box) for box in data["coord_list_cycle"]]
@@ -181,6 +189,7 @@ def test_cache_of_the_original_system_loads_without_a_checksum(tmp_path, protoco
     store.pickle_path("old").write_bytes(pickle.dumps(data, protocol=protocol))
     store.metadata_path("old").write_text(json.dumps({"template_id": "old", "version": "1.0"}))
     template, _ = store.load("old")
+    assert ["original system" in record.message for record in caplog.records] == [True]
     np.testing.assert_array_equal(template.masks[1], make_template(2).masks[1])
     assert template.bboxes == make_template(2).bboxes
     check = store.check("old")
@@ -203,15 +212,6 @@ def test_ids_that_are_no_file_name_are_refused(bad):
     with pytest.raises(InputError) as caught:
         check_template_id(bad)
     assert caught.value.exit_code == 3 and len(caught.value.message) < 150
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "file"
-    target.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_file(target) as stream:
-        stream.write(b"half")
-        raise ZeroDivisionError
-    assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_folder_that_cannot_be_made_is_an_output_error(tmp_path):
@@ -252,12 +252,12 @@ def test_readers_beside_writers_in_other_processes_see_whole_templates(tmp_path)
 
 def test_killed_writer_leaves_no_half_template(tmp_path):
     code = (
-        "import sys, os\nfrom musetalk import store\nfrom tests.test_store import publish, TemplateStore\n"
-        "original = store.replace_file\n"
+        "import sys, os\nfrom musetalk import files\nfrom tests.test_store import publish, TemplateStore\n"
+        "original = files.replace_file\n"
         "def dies(source, target):\n"
         "    if target.name.endswith(sys.argv[2]): os._exit(9)\n"
         "    original(source, target)\n"
-        "store.replace_file = dies\npublish(TemplateStore(sys.argv[1]), 'x')\n"
+        "files.replace_file = dies\npublish(TemplateStore(sys.argv[1]), 'x')\n"
     )
     store = TemplateStore(tmp_path)
     for stage in ("_preprocessed.pkl", "_preview.jpg", "_metadata.json"):
@@ -289,6 +289,31 @@ def test_lock_excludes_other_threads(tmp_path):
     assert order == ["first", "second"]
 
 
+def test_check_tells_of_a_writer_instead_of_waiting_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("musetalk.store.CHECK_TIMEOUT", 0.1)
+    with TemplateStore(tmp_path).lock("x"):
+        check = TemplateStore(tmp_path).check("x")
+    assert not check.exists and not check.valid and "another process" in check.message
+
+
+def test_reader_of_metadata_waits_for_the_writer(tmp_path):
+    writer, reader, seen = TemplateStore(tmp_path), TemplateStore(tmp_path), []
+    with writer.lock("x"):
+        thread = threading.Thread(target=lambda: seen.append(reader.read_metadata("x")))
+        thread.start()
+        writer.publish("x", make_template(1), {"template_id": "x"})
+    thread.join()
+    assert seen[0]["template_id"] == "x"
+
+
+def test_files_that_are_no_templates_are_not_listed(tmp_path):
+    store = TemplateStore(tmp_path)
+    publish(store, "b")
+    for name in ("a+b_metadata.json", "_metadata.json", ".b_metadata.json"):
+        (tmp_path / name).write_text("{}")
+    assert store.template_ids() == ["b"] and store.info()["template_count"] == 1
+
+
 def test_list_info_export_and_clean(tmp_path):
     store = TemplateStore(tmp_path / "cache")
     assert store.template_ids() == [] and store.info()["template_count"] == 0
@@ -298,12 +323,3 @@ def test_list_info_export_and_clean(tmp_path):
     store.export("b", tmp_path / "copy" / "state.pkl")
     assert file_sha256(tmp_path / "copy" / "state.pkl") == file_sha256(store.pickle_path("b"))
     assert store.clean("b") == 3 and store.template_ids() == ["小哈"] and not store.check("b").exists
-
-
-def test_folder_hash_follows_content_and_names(tmp_path):
-    (tmp_path / "1.png").write_bytes(b"one")
-    first = file_sha256(tmp_path)
-    (tmp_path / "1.png").rename(tmp_path / "2.png")
-    second = file_sha256(tmp_path)
-    (tmp_path / "2.png").write_bytes(b"two")
-    assert len({first, second, file_sha256(tmp_path)}) == 3

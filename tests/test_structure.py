@@ -10,7 +10,7 @@ from musetalk.config import REPOSITORY
 
 PACKAGE = REPOSITORY / "musetalk"
 LAYERS = (
-    {"errors", "config", "geometry", "device", "pipeline"},
+    {"errors", "config", "files", "geometry", "device", "pipeline"},
     {
         "template",
         "store",

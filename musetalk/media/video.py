@@ -8,11 +8,9 @@ rational rate.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import numpy as np
 
 from musetalk.config import MAX_FPS, OUTPUT_SUFFIXES, EncodingConfig
 from musetalk.errors import OutputError
+from musetalk.files import patiently, replace_file
 from musetalk.media import ffmpeg
 from musetalk.media.audio import stated_duration
 from musetalk.media.image import check_frame_size
@@ -33,8 +32,6 @@ PixelFormat = Literal["yuv420p", "bgr24"]
 
 MIN_TIMESCALE = 10_000  # ticks per second of an mp4's picture track
 END_GRACE = 5.0  # seconds in which an encoder that failed may say why
-WINDOWS_ATTEMPTS = 20  # a virus scanner may hold a new file for a moment
-WINDOWS_PAUSE = 0.1  # seconds
 TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
 NVENC_PRESETS = ("slow", "medium", "fast", *(f"p{level}" for level in range(1, 8)))
 MP4_SUFFIXES = (".mp4", ".mov")  # AAC; Matroska can't say where AAC's last packet ends, so it takes Opus
@@ -306,7 +303,7 @@ class VideoWriter:
         try:
             if self._child.finish() != 0 or self.frame_count == 0:
                 raise self._failure()
-            _patiently(lambda: self._temporary.replace(self.output_path), self.output_path)
+            self._change(lambda: replace_file(self._temporary, self.output_path))
         finally:
             self.abort()
 
@@ -314,7 +311,13 @@ class VideoWriter:
         """Kill the encoder and remove the unfinished file; safe at any time, from any thread."""
         self._open = False
         self._child.end()
-        _patiently(lambda: self._temporary.unlink(missing_ok=True), self._temporary)
+        self._change(lambda: patiently(lambda: self._temporary.unlink(missing_ok=True)))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except OSError as e:
+            raise _unwritable(self.output_path, e) from e
 
     def _failure(self) -> OutputError:
         words = self._child.complaint or "the encoder ended early"
@@ -322,20 +325,6 @@ class VideoWriter:
             f"video {self.output_path} can't be written: {words}",
             "check --encoder, the free disk space and the folder's rights 请检查编码器和磁盘空间",
         )
-
-
-def _patiently(change: Callable[[], object], path: Path) -> None:
-    """Run `change` on `path`, again for a while where Windows says that the file is in use."""
-    attempts = WINDOWS_ATTEMPTS if os.name == "nt" else 1
-    while True:
-        attempts -= 1
-        try:
-            change()
-            return
-        except OSError as e:
-            if attempts == 0 or not isinstance(e, PermissionError):
-                raise _unwritable(path, e) from e
-            time.sleep(WINDOWS_PAUSE)
 
 
 def _encode_arguments(
