@@ -16,9 +16,8 @@ from typing import Any, cast
 from musetalk.config import Defaults, EngineConfig, EngineName, ParsingMode, PreprocessingConfig
 from musetalk.device import Device, resolve_device
 from musetalk.engines import choose_engine, create_engine, engine_fingerprint
-from musetalk.errors import InputError
 from musetalk.pipeline import Pipeline, StageClock
-from musetalk.store import CacheInfo, TemplateMetadata, TemplateStore, check_template_id, file_sha256
+from musetalk.store import CacheInfo, TemplateMetadata, TemplateStore, check_template_id
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +83,13 @@ class EnhancedMuseTalkPreprocessor:
         self, template_id: str, source: Path, settings: PreprocessingConfig, force_refresh: bool = False
     ) -> PreprocessingResult:
         """As `preprocess_template`, with all settings and with how the template came about."""
+        from musetalk.template_source import source_sha256
+
         start = time.perf_counter()
         check_template_id(template_id)
-        if not source.exists():
-            raise InputError(
-                f"template image not found 模板图片不存在: {source}", "check --template_image_path"
-            )
         engine_name = choose_engine(self.config)
         wanted: dict[str, Any] = {
-            "source_sha256": file_sha256(source),
+            "source_sha256": source_sha256(source),
             "parameters": dataclasses.asdict(settings),
             "engine": engine_name,
             "engine_fingerprint": engine_fingerprint(engine_name, self.config),

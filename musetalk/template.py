@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from musetalk.config import MIN_SIDE
 from musetalk.errors import CacheError
-from musetalk.geometry import NO_FACE, Box
+from musetalk.geometry import NO_FACE, Box, clamp_box
 
 LIST_KEYS = (
     "frame_list_cycle",
@@ -33,6 +34,10 @@ def ping_pong(items: Sequence[Any]) -> list[Any]:
 def _box(values: Sequence[Any]) -> Box:
     x1, y1, x2, y2 = (int(value) for value in values)
     return x1, y1, x2, y2
+
+
+def _first_face(bboxes: Sequence[Box]) -> Box:
+    return next((box for box in bboxes if box != NO_FACE), NO_FACE)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Template:
             latents=ping_pong(latents),
             masks=ping_pong(masks),
             crop_boxes=ping_pong(crop_boxes),
-            original_bbox=next(box for box in bboxes if box != NO_FACE),
+            original_bbox=_first_face(bboxes),
         )
 
     def __len__(self) -> int:
@@ -120,6 +125,8 @@ class Template:
     def from_dict(cls, data: Mapping[str, Any]) -> Template:
         """A template from a cache dict, its lists checked against each other.
 
+        The two keys beside the lists may be absent, as in caches of the original system.
+
         Raises:
             CacheError: a key is missing, the lists differ in length or hold something else.
         """
@@ -129,14 +136,15 @@ class Template:
             if len(lengths) != 1 or 0 in lengths:
                 raise ValueError(f"list lengths {sorted(lengths)}")
             frames, bboxes, latents, masks, crop_boxes = lists
+            boxes = [_box(box) for box in bboxes]
             template = cls(
                 frames=list(frames),
-                bboxes=[_box(box) for box in bboxes],
+                bboxes=boxes,
                 latents=list(latents),
                 masks=list(masks),
                 crop_boxes=[_box(box) for box in crop_boxes],
-                original_bbox=_box(data["original_bbox"]),
-                processed_at=float(data["processed_at"]),
+                original_bbox=_box(data.get("original_bbox", _first_face(boxes))),
+                processed_at=float(data.get("processed_at", 0)),
             )
             template._check_images()
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as e:
@@ -148,6 +156,8 @@ class Template:
 
     def _check_images(self) -> None:
         width, height = self.frame_size
+        if min(width, height) < MIN_SIDE:
+            raise ValueError(f"frames of {width}×{height} pixels")
         for position in sorted(set(self.unique)):
             frame, mask = self.frames[position], self.masks[position]
             if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
@@ -156,6 +166,8 @@ class Template:
                 x1, y1, x2, y2 = self.crop_boxes[position]
                 if mask.dtype != np.uint8 or mask.shape != (y2 - y1, x2 - x1):
                     raise ValueError(f"mask {position} is {mask.dtype} {mask.shape}")
-                x1, y1, x2, y2 = self.bboxes[position]
-                if not (x1 < x2 and y1 < y2):
-                    raise ValueError(f"face box {position} is empty")
+                left, top, right, bottom = self.bboxes[position]
+                if not (x1 <= left < right <= x2 and y1 <= top < bottom <= y2):
+                    raise ValueError(f"face box {position} is not inside its crop box")
+                if clamp_box(self.bboxes[position], height, width) == NO_FACE:
+                    raise ValueError(f"face box {position} is outside its frame")

@@ -33,6 +33,11 @@ SHARED_BYTES = 0.5  # of a frame, equal to the first one's, from which a differe
 DEFLATE_LEVEL = 1
 MAX_FRAME_BYTES = 3 * MAX_SIDE * MAX_SIDE
 
+# what opcodes, numpy and torch's loader raise on bytes that no pickler wrote
+_DAMAGE = (
+    *(pickle.UnpicklingError, zlib.error, ArithmeticError, AssertionError, AttributeError, BufferError),
+    *(EOFError, ImportError, LookupError, MemoryError, RuntimeError, SystemError, TypeError, ValueError),
+)
 _NUMERIC_KINDS = "biuf"
 _NUMPY_MODULES = (
     "numpy",
@@ -118,7 +123,7 @@ def _inflate(data: Any) -> bytes:
 
 def _add(first: Any, difference: Any) -> np.ndarray:
     for array in (first, difference):
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.shape != first.shape:
             raise pickle.UnpicklingError("a difference of something else than frames")
     return np.add(first, difference)
 
@@ -171,14 +176,14 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
 
 def _unpickle(stream: IO[bytes]) -> dict[str, Any]:
     try:
-        data = _TemplateUnpickler(stream).load()
-    except (MuseTalkError, OSError):
+        data = _plain(_TemplateUnpickler(stream).load(), {})
+    except MuseTalkError:
         raise
-    except Exception as e:
+    except _DAMAGE as e:
         raise _damaged(stream, str(e) or type(e).__name__) from e
     if not isinstance(data, dict):
         raise _damaged(stream, "it holds no dict")
-    return _plain(data, {})
+    return data
 
 
 def _damaged(stream: IO[bytes], reason: str) -> CacheError:

@@ -6,6 +6,7 @@ them at once too, and boxes can be smoothed without lag only when the whole clip
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import sys
@@ -16,9 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from musetalk.config import IMAGE_SUFFIXES, VIDEO_SUFFIXES, EngineConfig, EngineName, PreprocessingConfig
+from musetalk.config import (
+    IMAGE_SUFFIXES,
+    MAX_TEMPLATE_BYTES,
+    VIDEO_SUFFIXES,
+    EngineConfig,
+    EngineName,
+    PreprocessingConfig,
+)
 from musetalk.engines.base import FaceFrame
 from musetalk.errors import InputError, NoFaceError
+from musetalk.files import file_sha256
 from musetalk.geometry import NO_FACE, Box, crop_box
 from musetalk.template import Template
 
@@ -42,12 +51,51 @@ def progress(items: Iterable[Item], total: int | None, label: str) -> Iterator[I
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
     """Sort key by which frame 2 comes before frame 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def is_video(source: Path) -> bool:
     """Whether a template source holds several frames: a video file or a folder."""
     return source.is_dir() or source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def source_files(source: Path) -> list[Path]:
+    """The files that a template is made from: one image or video, or a folder's images in natural order.
+
+    Raises:
+        InputError: missing, empty, unreadable, or a folder without images.
+    """
+    from musetalk.media.ffmpeg import check_input_file
+
+    try:
+        if not source.is_dir():
+            return [check_input_file(source, "template")]
+        files = [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    except InputError:
+        raise
+    except (OSError, ValueError) as e:
+        raise InputError(f"template {source} can't be read: {e}", "check the path and its rights") from e
+    images = [path for path in files if not path.name.startswith(".")]
+    if not images:
+        raise InputError(f"no images in folder {source}", f"it should hold {', '.join(IMAGE_SUFFIXES)} files")
+    return sorted(images, key=natural_order)
+
+
+def source_sha256(source: Path) -> str:
+    """Hex sha256 of a template's file, or of the names and contents of a folder's images.
+
+    Raises:
+        InputError: as `source_files`.
+    """
+    files = source_files(source)
+    try:
+        sums = [file_sha256(path) for path in files]
+    except OSError as e:
+        raise InputError(f"template {source} can't be read: {e}", "check the path and its rights") from e
+    if not source.is_dir():
+        return sums[0]
+    entries = "".join(f"{path.name}\0{digest}\n" for path, digest in zip(files, sums, strict=True))
+    return hashlib.sha256(entries.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_frames(source: Path) -> Iterator[np.ndarray]:
@@ -59,17 +107,8 @@ def read_frames(source: Path) -> Iterator[np.ndarray]:
     from musetalk.media.image import read_image
     from musetalk.media.video import read_video
 
-    if source.is_dir():
-        paths = sorted((p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_order)
-        if not paths:
-            raise InputError(
-                f"no images in folder {source}", f"it should hold {', '.join(IMAGE_SUFFIXES)} files"
-            )
-        yield from (read_image(path) for path in paths)
-    elif is_video(source):
-        yield from read_video(source)
-    else:
-        yield read_image(source)
+    for path in source_files(source):
+        yield from read_video(path) if is_video(path) else (read_image(path),)
 
 
 def _frame_total(source: Path) -> int | None:
@@ -153,13 +192,27 @@ class TemplateSource:
         return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY])[1].tobytes()
 
 
+def _held(source: Path, frames: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames of `source`, each also kept in `frames`."""
+    for frame in read_frames(source):
+        if frames and frame.shape != frames[0].shape:
+            raise InputError(f"the images in {source} differ in size", "make them all the same size")
+        frames.append(frame)
+        if len(frames) * frame.nbytes > MAX_TEMPLATE_BYTES:
+            raise InputError(
+                f"{source} is too long for a template: over {len(frames) - 1} frames of its size 模板过长",
+                "cut it to less than a minute, or make its frames smaller 请缩短视频或降低分辨率",
+            )
+        yield frame
+
+
 def find_faces(
     source: Path, settings: PreprocessingConfig, engine: EngineName, config: EngineConfig, device: str
 ) -> TemplateSource:
     """Reads a template's source and follows its largest face.
 
     Raises:
-        InputError: the source can't be read, or its frames differ in size.
+        InputError: the source can't be read, is too long, or its frames differ in size.
         NoFaceError: no frame shows a usable face.
     """
     from musetalk.faces import create_detector
@@ -169,16 +222,8 @@ def find_faces(
     moving = is_video(source)
     detector = create_detector(settings.face_detector, engine, device, moving)
     frames: list[np.ndarray] = []
-
-    def held() -> Iterator[np.ndarray]:
-        for frame in read_frames(source):
-            if frames and frame.shape != frames[0].shape:
-                raise InputError(f"the images in {source} differ in size", "make them all the same size")
-            frames.append(frame)
-            yield frame
-
     total = _frame_total(source)
-    found = list(track(detector, progress(held(), total, "detect 检测")))
+    found = list(track(detector, progress(_held(source, frames), total, "detect 检测")))
     faces = smooth_track(found) if moving else found
     if settings.idle_motion:
         if moving:

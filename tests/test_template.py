@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from musetalk.errors import CacheError
 from musetalk.template import LIST_KEYS, Template
 from tests.conftest import make_template
+
+CROPS = make_template(2).crop_boxes
 
 
 def test_cycle_is_frames_forward_then_backward_as_references():
@@ -28,7 +31,7 @@ def test_dict_has_the_documented_keys_and_equal_lengths():
     assert {len(data[key]) for key in LIST_KEYS} == {4}
 
 
-@pytest.mark.parametrize("key", [*LIST_KEYS, "original_bbox", "processed_at"])
+@pytest.mark.parametrize("key", LIST_KEYS)
 def test_missing_key_is_a_damaged_cache(key):
     data = make_template(2).to_dict()
     del data[key]
@@ -36,11 +39,24 @@ def test_missing_key_is_a_damaged_cache(key):
         Template.from_dict(data)
 
 
+def test_keys_beside_the_lists_may_be_absent():
+    template = make_template(3, faceless=(0,))
+    data = {key: value for key, value in template.to_dict().items() if key in LIST_KEYS}
+    assert Template.from_dict(data).original_bbox == template.bboxes[1]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"coord_list_cycle": [(1, 2, 3)] * 4},
         {"coord_list_cycle": [(9, 9, 3, 3)] * 4},
+        {"coord_list_cycle": [(0, 0, 10**6, 10**6)] * 4},
+        {"mask_coords_list_cycle": [(x1 + 500, y1, x2 + 500, y2) for x1, y1, x2, y2 in CROPS]},
+        {
+            "coord_list_cycle": [(516, 12, 548, 36)] * 4,
+            "mask_coords_list_cycle": [(x1 + 500, y1, x2 + 500, y2) for x1, y1, x2, y2 in CROPS],
+        },
+        {"frame_list_cycle": [np.zeros((0, 0, 3), np.uint8)] * 4},
         {"mask_list_cycle": []},
         {"frame_list_cycle": ["frame"] * 4},
         {"processed_at": "yesterday"},
