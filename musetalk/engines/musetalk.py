@@ -27,7 +27,7 @@ from musetalk.engines.openvino_runtime import (
     unet_conversion,
 )
 from musetalk.engines.region import RegionDecoder, face_weights, used_rectangle
-from musetalk.errors import CacheError, DeviceError, WeightsError
+from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
 from musetalk.weights import MuseTalkFiles, latents_fingerprint
 from musetalk.whisper import N_MELS, audio_prompts, hidden_states
 
@@ -163,13 +163,12 @@ class MuseTalkEngine:
         self.device = device
         self.dtype = running_dtype(device, half=engine_config.fp16)
         self.fingerprint = latents_fingerprint(files)
-        self._batch_size = engine_config.batch_size
+        self._config = engine_config
         self._files = files
         self._unet = networks.open_unet(files)
         self._vae = networks.open_vae(files)
         self._check_fit()
         self._openvino = choose_runtime(engine_config.runtime, device, files.unet_weights)
-        self._vae_region = engine_config.vae_region
         self._compiled_unet: CompiledNetwork | None = None
         self._compiled_decoder: CompiledNetwork | None = None
 
@@ -216,7 +215,7 @@ class MuseTalkEngine:
         """
         limit = BatchLimit(self.device)
         crops = (face_crop(face.frame, face.bbox) for face in faces)
-        while batch := list(itertools.islice(crops, self._batch_size)):
+        while batch := list(itertools.islice(crops, self._config.batch_size)):
             yield from limit.run(functools.partial(self._encode, np.stack(batch)), len(batch))
 
     def _encode(self, crops: np.ndarray, part: slice) -> np.ndarray:
@@ -232,7 +231,7 @@ class MuseTalkEngine:
             images = (torch.cat([masked, rgb]) - 0.5) / 0.5
             posterior = vae.encode(images.to(vae.dtype)).latent_dist
             means = posterior.mean.float() * vae.config.scaling_factor
-            return torch.cat(means.chunk(2), dim=1)[:, None].cpu().numpy()
+            return torch.cat(means.chunk(2), dim=1)[:, None].contiguous().cpu().numpy()
 
     def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
         """(k, 10 × (layers + 1), 384) float32 blocks, one prompt per video frame."""
@@ -285,19 +284,33 @@ class MuseTalkEngine:
             WeightsError: a checkpoint can't be read.
             EngineError: the runtime that was asked for can't run.
         """
-        if self._openvino:
-            self._compile()
-        else:
-            self._unet.load(self.device, self.dtype)
+        if self._openvino and self._compiled_unet is None:
+            self._convert()
         vae = self._vae.load(self.device, self.dtype)
+        if self._compiled_unet is None:
+            unet = self._unet.load(self.device, self.dtype)
+            if self._config.compile and self.device.startswith("cuda"):
+                unet.compile()
+                vae.decoder.compile()
         generator = MuseTalkGenerator(self, template)
         large = self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
-        if self._vae_region == "on" or (self._vae_region == "auto" and large):
-            generator.use_region(vae, only_if_harmless=self._vae_region == "auto")
+        wish = self._config.vae_region
+        if wish == "on" or (wish == "auto" and large):
+            generator.use_region(vae, only_if_harmless=wish == "auto")
         return generator
 
-    def _compile(self) -> None:
-        """Puts OpenVINO in torch's place: for the UNet, and in float32 for the VAE's decoder."""
+    def _convert(self) -> None:
+        """Puts OpenVINO in torch's place; where that can't be and nobody asked for it, torch stays."""
+        try:
+            self._use_openvino()
+        except EngineError as e:
+            if self._config.runtime == "openvino":
+                raise
+            log.warning("⚠️ %s; going on with torch", e)
+            self._compiled_unet = self._compiled_decoder = None
+
+    def _use_openvino(self) -> None:
+        """OpenVINO for the UNet and, in float32, for the VAE's decoder."""
         files, width = self._files, self.prompt_width
         unet = unet_conversion(
             lambda: self._unet.load("cpu", "float32"), [files.unet_config, files.unet_weights], (50, width)
@@ -374,10 +387,10 @@ class MuseTalkGenerator:
         weights = face_weights(self._template)
         latents = self._latents[:: max(1, len(self._latents) // REGION_SAMPLES)][:REGION_SAMPLES]
         with torch.inference_mode():
-            width = self.engine.prompt_width
-            silence = self._latents.new_zeros(len(latents), 1, width) + torch.from_numpy(
-                sinusoidal_positions(50, width)
-            ).to(self._latents)
+            prompts = np.repeat(
+                sinusoidal_positions(50, self.engine.prompt_width)[None], len(latents), axis=0
+            )
+            silence = self._sent(prompts).to(latents.dtype)
             speaking = self.engine.unscaled(self.engine.predict_latents(latents, silence))
             region = RegionDecoder(vae, used_rectangle(weights), speaking)
             if only_if_harmless:

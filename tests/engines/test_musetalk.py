@@ -101,6 +101,7 @@ def test_latents_equal_the_references_posterior_means(
     latents = list(engine.encode(whole(golden[f"crop{i}"]) for i in range(3)))
     for i, latent in enumerate(latents):
         assert latent.shape == (1, 8, 32, 32) and latent.dtype == np.float32
+        assert latent.flags.c_contiguous
         np.testing.assert_allclose(latent[:, :4], golden[f"masked_mean{i}"], atol=1e-4)
         np.testing.assert_allclose(latent[:, 4:], golden[f"ref_mean{i}"], atol=1e-4)
 

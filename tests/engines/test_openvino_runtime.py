@@ -49,6 +49,20 @@ def test_openvino_gives_torchs_frames_and_converts_once(
     np.testing.assert_array_equal(faces(models, "openvino"), found)
 
 
+def test_auto_goes_on_with_torch_where_openvino_cant(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(*_: object, **__: object) -> Path:
+        raise PermissionError(13, "Permission denied", "openvino")
+
+    monkeypatch.setattr(openvino_runtime, "WORTHWHILE_BYTES", 1)
+    monkeypatch.setattr(openvino_runtime, "converted_path", read_only)
+    np.testing.assert_array_equal(faces(models, "auto"), faces(models, "torch"))
+    assert "going on with torch" in caplog.text
+    with pytest.raises(EngineError, match="Permission denied"):
+        faces(models, "openvino")
+
+
 def conversion(folder: Path) -> openvino_runtime.Conversion:
     from torch import nn
 
