@@ -27,7 +27,7 @@ from musetalk.engines import choose_engine, create_engine
 from musetalk.errors import CacheError, InputError, OutputError
 from musetalk.files import replace_file
 from musetalk.pipeline import Pipeline, StageClock
-from musetalk.store import TemplateStore
+from musetalk.store import TemplateMetadata, TemplateStore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -206,8 +206,7 @@ class UltraFastRealtimeInference:
         sha256 = metadata.get("pkl_sha256")
         if self._opened is not None and sha256 == self._opened.sha256:
             return self._opened
-        name = choose_engine(self.config, template_engine=metadata.get("engine", "musetalk"))
-        engine = create_engine(name, self.config, self.device.name)
+        engine = self.create_engine(metadata)
         template, metadata = self.store.load(template_id)
         if metadata.get("engine_fingerprint", engine.fingerprint) != engine.fingerprint:
             raise CacheError(
@@ -218,6 +217,11 @@ class UltraFastRealtimeInference:
         loaded = metadata.get("pkl_sha256", "")
         self._opened = OpenedTemplate(loaded, template, engine, generator, FrameCompositor(template))
         return self._opened
+
+    def create_engine(self, metadata: TemplateMetadata) -> Engine:
+        """The engine that a template's metadata and the configuration ask for."""
+        name = choose_engine(self.config, template_engine=metadata.get("engine", "musetalk"))
+        return create_engine(name, self.config, self.device.name)
 
 
 class Rendering:
@@ -251,6 +255,7 @@ class Rendering:
             images = pipeline.overlap(
                 self._composed(faces, pipeline, free, frames), "composite", FRAME_BUFFERS
             )
+            stack.enter_context(single_threaded_opencv())
             return self._encode(images, free, writer, expected)
 
     def _buffers(self) -> queue.SimpleQueue[np.ndarray]:
@@ -324,6 +329,22 @@ class Rendering:
         with self.clock.stage("encode"):
             writer.close()
         return count, first_frame
+
+
+@contextlib.contextmanager
+def single_threaded_opencv() -> Iterator[None]:
+    """Keeps OpenCV from starting a thread per core of the host for pictures as small as faces.
+
+    The stages run in parallel already, and OpenCV doesn't know of a control group's quota.
+    """
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def batched(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

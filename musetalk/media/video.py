@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from musetalk.config import MAX_FPS, OUTPUT_SUFFIXES, EncodingConfig
+from musetalk.device import usable_cores
 from musetalk.errors import OutputError
 from musetalk.files import patiently, replace_file
 from musetalk.media import ffmpeg
@@ -197,6 +198,8 @@ def encoder_options(encoding: EncodingConfig, suffix: str) -> dict[str, Any]:
     options: dict[str, Any] = {"vcodec": encoder, "pix_fmt": "yuv420p"}
     if encoder.startswith(("libx264", "libx265")):
         options |= {"crf": encoding.crf, "preset": encoding.preset}
+        # as many as x264 itself would take, were the control group's quota all that the machine has
+        options |= {"threads": usable_cores() * 3 // 2} if encoder.startswith("libx264") else {}
     elif encoder.endswith("_nvenc"):
         options |= {"cq": encoding.crf, "rc": "vbr", "b:v": 0}
         options |= {"preset": encoding.preset} if encoding.preset in NVENC_PRESETS else {}
