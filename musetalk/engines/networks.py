@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,6 +81,10 @@ def _diagnose(path: Path, error: BaseException) -> WeightsError:
             path,
             "asks to run code, which a checkpoint never needs; nothing of it was run 含可执行代码，已拒绝",
         )
+    if isinstance(error, pickle.UnpicklingError):
+        return _unreadable(
+            path, "is no checkpoint of tensors; nothing in it was run 不是权重文件，未执行其中内容"
+        )
     return _unreadable(path, "is damaged or was downloaded in part 已损坏或不完整")
 
 
@@ -98,8 +103,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        mapped = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what is wrong with the file is said below
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (*UNREADABLE, SafetensorError) as e:
         raise _diagnose(path, e) from e
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -260,7 +260,11 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
     "truncated": (lambda good, _marker: good[: len(good) // 2], "damaged"),
     "web page": (lambda _good, _marker: b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
     "empty": (lambda _good, _marker: b"", "empty"),
-    "noise": (lambda _good, _marker: np.random.RandomState(1).bytes(5000), "damaged"),
+    "noise": (lambda _good, _marker: np.random.RandomState(1).bytes(5000), "no checkpoint"),
+    "code of another protocol": (
+        lambda _good, marker: pickle.dumps(Code(marker), protocol=4),
+        "nothing in it was run",
+    ),
     "no tensors": (lambda _good, _marker: _in_archive(pickle.dumps([1, 2], protocol=2)), "named tensors"),
 }
 
