@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from musetalk.errors import DeviceError, InputError
@@ -67,8 +68,14 @@ def resolve_device(request: str, *, strict: bool = False) -> Device:
         raise DeviceError(
             f"device {request} is not there 设备不可用 ({count} CUDA devices)", "use --device auto or cpu"
         )
-    log.warning("⚠️ device %s is not there, using cpu 未找到GPU，改用CPU", request)
+    warn_of_missing(request)
     return Device("cpu", request)
+
+
+@lru_cache
+def warn_of_missing(request: str) -> None:
+    """Says once per process that a device is not there, however many parts of it ask."""
+    log.warning("⚠️ device %s is not there, using cpu 未找到GPU，改用CPU", request)
 
 
 def _cgroup_cores() -> float:

@@ -17,6 +17,7 @@ import pytest
 
 from musetalk import cli
 from musetalk.config import REPOSITORY
+from musetalk.media.ffmpeg import ffmpeg_path
 from musetalk.media.image import read_image
 from musetalk.media.video import probe_video, read_video
 from musetalk.store import TemplateStore
@@ -272,15 +273,80 @@ def test_a_defect_becomes_an_answer_too(monkeypatch, capsys):
     assert code == 1 and answer["error_code"] == "internal" and "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_a_missing_package_says_how_to_get_it(monkeypatch, capsys):
+    def command(arguments):
+        raise ModuleNotFoundError("No module named 'filelock'", name="filelock")
+
+    monkeypatch.setattr(cli, "info_command", command)
+    answer, code = cli.execute(cli.service_main, ["--service_info"])
+    assert code == 5 and "filelock" in answer["message"] and "pip install" in answer["hint"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_output_that_is_the_templates_own_clip_is_refused(workplace):
+    shutil.copy(PORTRAIT, workplace / "source.png")
+    preprocess = ("--preprocess", "--template_id", "own", "--template_image_path", "source.png")
+    assert service(*preprocess, "--cache_dir", "own cache", cwd=workplace).code == 0
+    os.link(workplace / "source.png", workplace / "clip.mp4")
+    arguments = ("--template_id", "own", "--audio_path", str(SPEECH), "--cache_dir", "own cache")
+    done = service("--inference", *arguments, "--output_path", "clip.mp4", cwd=workplace)
+    assert done.code == 7 and (workplace / "clip.mp4").read_bytes() == PORTRAIT.read_bytes()
+
+
+def test_damaged_cache_is_made_again_where_the_picture_is_named(workplace):
+    shutil.copytree(workplace / "cache", workplace / "damaged cache")
+    (workplace / "damaged cache" / "小哈 (1)_metadata.json").write_text('{"template_id": "小', "utf-8")
+    arguments = ("--template_id", "小哈 (1)", "--audio_path", str(SPEECH), "--cache_dir", "damaged cache")
+    done = run(
+        *("ultra_fast_realtime_inference", *arguments, "--output_path", "mended.mp4", "--template_dir", "."),
+        *("--device", "cuda:0"),
+        cwd=workplace,
+    )
+    assert done.code == 0 and (workplace / "mended.mp4").is_file(), done.errors
+    assert done.errors.count("cuda:0") == (done.answer["device"] == "cpu")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes descriptors in a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("command", "code"), [("--service_info", 0), ("--check_cache --template_id x", 6)])
+def test_closed_streams_do_not_change_the_outcome(tmp_path, closed, command, code):
+    line = f'"{sys.executable}" "{REPOSITORY / "integrated_musetalk_service.py"}" {command} {closed}'
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == code and b"Traceback" not in done.stderr
+    if closed == "2>&-":
+        assert json.loads(done.stdout)["success"] is (code == 0)
+
+
+def recording_ffmpeg(folder: Path) -> tuple[Path, Path]:
+    """A program that runs ffmpeg under the process id which it first adds to a list, and the list."""
+    program, children = folder / "ffmpeg", folder / "children"
+    program.write_text(f'#!/bin/sh\necho $$ >> "{children}"\nexec "{ffmpeg_path()}" "$@"\n')
+    program.chmod(0o755)
+    return program, children
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_rendering_and_leave_nothing(workplace, write_tone, number, code):
+def test_signals_end_a_rendering_and_leave_nothing(workplace, write_tone, tmp_path, number, code):
     audio = write_tone(16_000 * 600)
     command = [sys.executable, str(REPOSITORY / "integrated_musetalk_service.py"), "--inference"]
     command += ["--template_id", "小哈 (1)", "--cache_dir", "cache", "--audio_path", str(audio)]
     command += ["--output_path", "long/long.mp4", "--frames_dir", "long/frames"]
+    recorder, children = recording_ffmpeg(tmp_path)
     process = subprocess.Popen(
-        command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "FFMPEG_BINARY": str(recorder)},
     )
     while not list(workplace.glob("long/frames/.*.tmp/00000010.png")):
         assert process.poll() is None
@@ -288,8 +354,9 @@ def test_signals_end_a_rendering_and_leave_nothing(workplace, write_tone, number
     stdout, _ = process.communicate(timeout=5)
     assert process.returncode == code and json.loads(stdout)["error_code"] == "interrupted"
     assert not leftovers(workplace) and not (workplace / "long" / "long.mp4").exists()
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    pids = [int(line) for line in children.read_text().split()]
+    assert len(pids) >= 3  # the probe, the decoder, the encoder
+    assert not [pid for pid in pids if is_running(pid)]
 
 
 HEAVY = (
