@@ -269,8 +269,9 @@ class Rendering:
     def _audio_prompts(self) -> Iterator[np.ndarray]:
         from musetalk.media.audio import read_waveform
 
-        prompts = self.opened.engine.audio_prompts(read_waveform(self.audio_path), self.fps)
-        return self.clock.timed("features", batched(prompts, self.batch_size))
+        with self.clock.stage("features"):
+            prompts = self.opened.engine.audio_prompts(read_waveform(self.audio_path), self.fps)
+        yield from self.clock.timed("features", batched(prompts, self.batch_size))
 
     def _faces(self, batches: Iterable[np.ndarray]) -> Iterator[list[PlacedFace]]:
         """A generated face per output frame, a batch at a time: the generator goes on to the next at once."""

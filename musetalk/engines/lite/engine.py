@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from musetalk.engines.lite.parameters import CHIN_GAIN, PARAMETER_INDEX, RIG_PAR
 from musetalk.errors import CacheError, EngineError
 
 if TYPE_CHECKING:
+    from musetalk.engines.lite.mouth_net import MouthNetwork
     from musetalk.geometry import Box
     from musetalk.template import Template
 
@@ -106,9 +108,13 @@ class LiteEngine:
 
     def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
         """Rig parameters (k, 10) float32 per frame, in blocks; see `parameters.RIG_PARAMETERS`."""
+        return self._mouth_network.rig_parameters(waveform, fps)
+
+    @cached_property
+    def _mouth_network(self) -> MouthNetwork:
         from musetalk.engines.lite.mouth_net import MouthNetwork
 
-        return MouthNetwork(self.models_dir).rig_parameters(waveform, fps)
+        return MouthNetwork(self.models_dir)
 
     def open(self, template: Template) -> LiteGenerator:
         """A generator on `template`.
