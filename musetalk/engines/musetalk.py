@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from musetalk.config import FACE_SIZE, EngineConfig, EngineName
+from musetalk.config import FACE_SIZE, MAX_BATCH_SIZE, EngineConfig, EngineName
 from musetalk.device import usable_cores
 from musetalk.engines.base import FaceFrame
 from musetalk.engines.openvino_runtime import (
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 LATENT_SIDE = 32  # a face of 256 pixels, 8 pixels to a latent
 LATENT_CHANNELS = 4
+CPU_BATCH = 4  # faces; on a CPU more at once are no faster, and each takes 0.2 GB
 REGION_SAMPLES = 2  # frames of a template that region decoding is measured on
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
 
@@ -90,7 +91,7 @@ def running_dtype(device: str, *, half: bool) -> str:
 
 
 class BatchLimit:
-    """The largest batch that fits into memory: halved, once said, whenever an allocator fails.
+    """The largest batch that is worth it on a device; halved, and once said, when an allocator fails.
 
     Args:
         device: named in messages.
@@ -98,7 +99,8 @@ class BatchLimit:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.size: int | None = None
+        self.size = CPU_BATCH if device == "cpu" else MAX_BATCH_SIZE
+        self._said = False
 
     def run(self, work: Callable[[slice], Iterable[Result]], count: int) -> list[Result]:
         """`work` over `count` items in consecutive parts, its results in order.
@@ -108,7 +110,7 @@ class BatchLimit:
         """
         results: list[Result] = []
         while len(results) < count:
-            size = min(self.size or count, count - len(results))
+            size = min(self.size, count - len(results))
             part = slice(len(results), len(results) + size)
             try:
                 results.extend(work(part))
@@ -124,10 +126,11 @@ class BatchLimit:
                 f"out of memory on {self.device} at batch size 1 内存不足",
                 "减少batch_size或启用fp16 (reduce --batch_size or use --fp16)",
             ) from error
-        if self.size is None:
+        if not self._said:
             log.warning(
                 "⚠️ out of memory on %s, going on with smaller batches 内存不足，减小批量继续", self.device
             )
+        self._said = True
         self.size = size // 2
         if self.device.startswith("cuda"):
             import torch
