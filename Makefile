@@ -5,6 +5,7 @@
 PYTHON ?= python3
 LITE := .venv
 FULL := .venv-full
+CHECK_PYTHON = $(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 13), 'Python 3.10 to 3.12 is needed: make PYTHON=python3.11'"
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-lite lint install install-full clean
@@ -28,13 +29,14 @@ install: $(LITE)/installed
 install-full: $(FULL)/installed
 
 $(LITE)/installed: requirements-lite.txt
-	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 13), 'Python 3.10 to 3.12 is needed: make PYTHON=python3.11'"
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(LITE)
 	$(LITE)/bin/python $(PIP) -r requirements-lite.txt
 	$(LITE)/bin/python $(PIP) --no-deps mediapipe==0.10.21
 	touch $@
 
 $(FULL)/installed: requirements.txt requirements-lite.txt requirements-no-deps.txt
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(FULL)
 	$(FULL)/bin/python $(PIP) -r requirements.txt
 	$(FULL)/bin/python $(PIP) --no-deps -r requirements-no-deps.txt

@@ -111,7 +111,7 @@ class PreprocessingConfig:
 
     bbox_shift: int = 0  # pixels, down is positive
     parsing_mode: ParsingMode = "jaw"
-    extra_margin: int = 10  # pixels below the chin, MuseTalk 1.5
+    extra_margin: int = 10  # pixels below the chin, not for MuseTalk 1.0
     left_cheek_width: int = 90  # pixels of the 512² parsing map
     right_cheek_width: int = 90
     face_detector: FaceDetectorRequest = "auto"

@@ -101,7 +101,8 @@ class EnhancedMuseTalkPreprocessor:
             else:
                 cached = True
         elapsed = time.perf_counter() - start
-        return PreprocessingResult(metadata, cached, elapsed, engine_name, self.device)
+        device = Device("cpu", self.device.requested) if engine_name == "lite" else self.device
+        return PreprocessingResult(metadata, cached, elapsed, engine_name, device)
 
     def _cached(self, template_id: str, wanted: dict[str, Any]) -> TemplateMetadata | None:
         check = self.store.check_held(template_id)

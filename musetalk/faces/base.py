@@ -129,7 +129,7 @@ def face_boxes(
         faces: one per frame, None without a face.
         frame_size: height and width of the frames.
         config: gives `bbox_shift`.
-        extra_margin: pixels added below the chin; 0 but for MuseTalk 1.5.
+        extra_margin: pixels added below the chin; 0 for MuseTalk 1.0.
 
     Several frames are taken for a video and their boxes smoothed over time.
     """

@@ -110,11 +110,20 @@ def check_input_file(path: Path | str, kind: str) -> Path:
     return path
 
 
-def input_stream(path: Path) -> Any:
-    """An ffmpeg-python input on `path`, restricted to local files and self-contained media."""
+def input_stream(path: Path, reinit_filter: int = 1) -> Any:
+    """An ffmpeg-python input on `path`, restricted to local files and self-contained media.
+
+    Args:
+        reinit_filter: 1 makes the filters anew when the stream changes its size or format half-way, 0 not.
+    """
     import ffmpeg
 
-    return ffmpeg.input(file_url(path), protocol_whitelist="file,pipe", format_whitelist=CONTAINERS)
+    return ffmpeg.input(
+        file_url(path),
+        protocol_whitelist="file,pipe",
+        format_whitelist=CONTAINERS,
+        reinit_filter=reinit_filter,
+    )
 
 
 def _process_flags() -> dict[str, Any]:

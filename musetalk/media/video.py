@@ -117,7 +117,7 @@ def read_video(path: Path | str) -> Iterator[np.ndarray]:
     info = probe_video(path)
     path = Path(path)
     decoded = 0
-    with ffmpeg.Child(_decode_arguments(path), stdout=True) as child:
+    with ffmpeg.Child(_decode_arguments(path, info.width, info.height), stdout=True) as child:
         while True:
             frame = np.empty((info.height, info.width, 3), np.uint8)
             if not child.read_array(frame):
@@ -132,15 +132,18 @@ def read_video(path: Path | str) -> Iterator[np.ndarray]:
             )
 
 
-def _decode_arguments(path: Path) -> list[str]:
-    """Time stamps are replaced by the frame's number: neither -vsync nor -fps_mode works in every ffmpeg.
+def _decode_arguments(path: Path, width: int, height: int) -> list[str]:
+    """Every frame in `width` × `height`, since a stream may change its size half-way.
+
+    Time stamps are replaced by the frame's number: neither -vsync nor -fps_mode works in every ffmpeg.
 
     A tick is longer than any frame is shown, so that the last one isn't repeated to fill its time.
     """
     import ffmpeg as builder
 
-    numbered = ffmpeg.input_stream(path)["V:0"].filter("settb", "60/1").filter("setpts", "N")
-    converted = numbered.filter("scale", flags=SCALER).filter("format", "bgr24")
+    source = ffmpeg.input_stream(path, reinit_filter=0)["V:0"]  # a new graph would count from 0 again
+    numbered = source.filter("settb", "60/1").filter("setpts", "N")
+    converted = numbered.filter("scale", width, height, flags=SCALER).filter("format", "bgr24")
     output = builder.output(converted, "pipe:1", format="rawvideo", r="1/60")
     return list(builder.get_args(output))
 

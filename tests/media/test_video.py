@@ -446,6 +446,20 @@ def test_frames_of_a_variable_rate_come_once_each(tmp_path: Path) -> None:
     assert 0 < probe_video(path).fps <= 240
 
 
+def test_a_stream_that_changes_its_size_gives_frames_of_one_size(tmp_path: Path) -> None:
+    parts = []
+    for i, size in enumerate(("64x48", "96x72")):
+        part = tmp_path / f"{i}.ts"
+        source = f"color=c={('red', 'blue')[i]}:s={size}:r=10:d=1"
+        run_ffmpeg("-f", "lavfi", "-i", source, "-c:v", "libx264", "-bf", 0, "-pix_fmt", "yuv420p", part)
+        parts.append(part.read_bytes())
+    (tmp_path / "joined.mp4").write_bytes(b"".join(parts))
+    frames = list(read_video(tmp_path / "joined.mp4"))
+    assert {frame.shape for frame in frames} == {(48, 64, 3)}
+    blue = [int(frame[24, 32, 0]) > 128 for frame in frames]
+    assert blue == sorted(blue) and blue.count(False) >= 9 and blue.count(True) == 10
+
+
 def test_frames_are_arrays_of_their_own(tmp_path: Path) -> None:
     first, second = list(read_video(numbered_video(tmp_path / "v.mp4", n_frames=2)))
     assert first.shape == (48, 64, 3)
