@@ -86,8 +86,8 @@ def running_dtype(device: str, *, half: bool) -> str:
         return "float16"
     import torch
 
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if native or torch.cpu._is_amx_tile_supported() else "float32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native and torch.backends.mkldnn.is_available() else "float32"
 
 
 class BatchLimit:
