@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -426,12 +427,20 @@ def _answer(options: argparse.Namespace, registry: Sequence[OfficialFile]) -> tu
             answers, right = verify_command(weights, files)
         else:
             answers, right = download_command(weights, files, options.mirror)
-    except MuseTalkError as e:
+    except (MuseTalkError, OSError) as cause:
+        e = cause if isinstance(cause, MuseTalkError) else _unusable(options.models_dir, cause)
         sys.stderr.write(f"❌ {e.message}\n💡 {e.hint}\n")
         failure = {"success": False, "error_code": e.error_code, "error": e.message}
         return {**failure, "message": e.message, "hint": e.hint}, e.exit_code
     sys.stderr.write("\n".join(_table(answers)) + "\n")
     return {"success": right, "models_dir": str(options.models_dir), "files": answers}, 0 if right else 5
+
+
+def _unusable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{folder} can't be read or written 无法读写: {error.strerror or error}",
+        "free some space, or name another folder with --models_dir 请检查磁盘空间和权限",
+    )
 
 
 def main(arguments: Sequence[str] | None = None, registry: Sequence[OfficialFile] = REGISTRY) -> int:
@@ -446,4 +455,9 @@ def main(arguments: Sequence[str] | None = None, registry: Sequence[OfficialFile
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = 130
+    sys.stdout.flush()
+    os._exit(status)  # the threads of downloads would hold back a Ctrl-C for hours
