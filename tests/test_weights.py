@@ -285,7 +285,9 @@ def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
-    assert weights.main(["download", "--only", "s3fd", "--models_dir", str(tmp_path / "file" / "models")]) == 7
+    assert (
+        weights.main(["download", "--only", "s3fd", "--models_dir", str(tmp_path / "file" / "models")]) == 7
+    )
     captured = capsys.readouterr()
     assert json.loads(captured.out)["error_code"] == "output" and "💡" in captured.err
 
