@@ -198,6 +198,7 @@ def open_session(path: Path) -> Any:
     options.intra_op_num_threads = usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # a plan of memory per window length would be kept: 30 MB, no faster
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     refusals = onnxruntime.capi.onnxruntime_pybind11_state
     try:
