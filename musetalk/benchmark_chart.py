@@ -9,7 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from musetalk.files import atomic_file
 
@@ -71,12 +71,14 @@ def draw_curves(
     labels: tuple[str, str, str],
     path: Path,
     ticks: Mapping[float, str],
+    y_scale: Literal["linear", "log"] = "linear",
 ) -> Path | None:
     """Named curves of (x, y) points over a logarithmic x axis.
 
     Args:
         labels: title, x axis, y axis.
         ticks: what to write at which x.
+        y_scale: "linear" from 0, for what should be flat; "log" for what grows with x.
     """
     figure = _figure(4.0)
     if figure is None:
@@ -85,11 +87,12 @@ def draw_curves(
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     title, x_label, y_label = labels
-    axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log")
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale=y_scale)
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
+    axes.xaxis.minorticks_off()
+    if y_scale == "linear":
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3, which="both")
     axes.legend()
     return _save(figure, path)
 
