@@ -156,6 +156,7 @@ class UltraFastRealtimeInference:
         rendering = Rendering(opened, Path(audio_path), rate, self.config.batch_size, clock)
         folder = Path(frames_dir) if frames_dir else None
         frames, first_frame = rendering.write(output, self.encoding, folder, expected)
+        log.info("%d frames at %s per second into %s: %s", frames, rate, output, clock.summary())
         return InferenceResult(
             template_id=template_id,
             audio_path=str(audio_path),

@@ -47,6 +47,10 @@ class StageClock:
             if self._record:
                 self.intervals.setdefault(name, []).append((start - self.started, end - self.started))
 
+    def summary(self) -> str:
+        """Each stage with its seconds, for a log."""
+        return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+
     def timed(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
         """`items`, with the time spent making each counted for `name`."""
         iterator = iter(items)

@@ -132,6 +132,7 @@ class EnhancedMuseTalkPreprocessor:
                 engine = pipeline.call(
                     lambda: create_engine(engine_name, self.config, self.device.name), "engine"
                 )
+            log.info("engine %s on %s, %s", engine.name, engine.device, engine.dtype)
             with clock.stage("faces"):
                 sources = find_faces(source, settings, engine_name, self.config, self.device.name)
             with clock.stage("encode"):
@@ -143,10 +144,11 @@ class EnhancedMuseTalkPreprocessor:
                 masks = sources.masks(settings, engine_name, self.config, self.device.name)
         template = sources.template(latents, masks)
         log.info(
-            "box %s, %d frames, %d without a face",
+            "box %s, %d frames, %d without a face: %s",
             template.original_bbox,
             len(sources.frames),
             len(sources.frames) - len(faced),
+            clock.summary(),
         )
         metadata = {
             **wanted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -149,6 +150,21 @@ def test_mouth_moves_in_speech_and_only_inside_the_mask(workplace):
 def test_mouth_is_still_in_silence(workplace, write_tone):
     frames, mask = frames_and_mask(workplace, write_tone(32_000, amplitude=0))
     assert len(frames) == 50 and movement(frames[:, mask > 128]).max() < 0.4
+
+
+def test_verbose_tells_decisions_and_stage_timings(workplace):
+    picture = ("--template_image_path", "小哈 (1).jpg", "--cache_dir", "verbose cache", "--template_id", "v")
+    told = service("--preprocess", *picture, "--verbose", cwd=workplace).errors
+    for line in (
+        "engine lite on cpu",
+        "face detector: mediapipe",
+        "face parser: landmarks",
+        r"box .*faces \d",
+    ):
+        assert re.search(line, told), line
+    told = inference(workplace, "--output_path", "verbose.mp4", "--verbose").errors
+    for line in ("engine lite on cpu, float32, batch 8", r"190 frames at 25 per second .*generate \d"):
+        assert re.search(line, told), line
 
 
 def test_older_single_script_call_preprocesses_when_needed(workplace):

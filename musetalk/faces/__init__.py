@@ -89,9 +89,11 @@ def create_label_mapper(
             )
         from musetalk.faces.bisenet import BisenetLabelMapper
 
+        log.info("face parser: bisenet")
         return BisenetLabelMapper(weights, device)
     from musetalk.faces.parsing import LandmarkLabelMapper
 
+    log.info("face parser: landmarks")
     return LandmarkLabelMapper()
 
 
