@@ -86,7 +86,7 @@ class Measurement:
         results: one per run, the warm-up left out.
         cpu_times: seconds of processor time per run, ffmpeg's included where the system tells.
         warm_up_time: seconds of the first, uncounted run.
-        measured_time: seconds from the first counted run's start to the last one's end.
+        measured_time: seconds of all counted runs, by a stopwatch around them.
         load_average: of the machine before the runs; None where the system doesn't tell.
     """
 
@@ -172,8 +172,15 @@ def engine_utilisation(result: InferenceResult) -> float:
     return result.stages.get("generate", 0.0) / result.processing_time
 
 
-def measure(render: Callable[[], InferenceResult], runs: int = Defaults.benchmark_runs) -> Measurement:
+def measure(
+    render: Callable[[], InferenceResult],
+    runs: int = Defaults.benchmark_runs,
+    between: Callable[[], object] | None = None,
+) -> Measurement:
     """`render()` once to warm up, then `runs` times.
+
+    Args:
+        between: called before each counted run and not measured, so that two ways take turns.
 
     Raises:
         InputError: `runs` is below 1.
@@ -184,12 +191,15 @@ def measure(render: Callable[[], InferenceResult], runs: int = Defaults.benchmar
     start = time.perf_counter()
     render()
     warm_up = time.perf_counter() - start
-    results, cpu_times = [], []
+    results, cpu_times, measured = [], [], 0.0
     for _ in range(runs):
-        before = processor_seconds()
+        if between is not None:
+            between()
+        before, start = processor_seconds(), time.perf_counter()
         results.append(render())
+        measured += time.perf_counter() - start
         cpu_times.append(processor_seconds() - before)
-    return Measurement(results, cpu_times, warm_up, time.perf_counter() - start - warm_up, load)
+    return Measurement(results, cpu_times, warm_up, measured, load)
 
 
 def processor_seconds() -> float:

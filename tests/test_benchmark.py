@@ -50,6 +50,8 @@ def test_compare_prints_ratios(tmp_path):
     assert code == 0 and answer["plain"]["runs"] == 1, answer
     ours, theirs = (part["frames_per_second"]["median"] for part in (answer, answer["plain"]))
     assert answer["ratios"]["frames_per_second"] == pytest.approx(ours / theirs, rel=0.01)
+    ours, theirs = (part["cpu_time"]["median"] for part in (answer, answer["plain"]))
+    assert answer["ratios"]["cpu_time"] == pytest.approx(theirs / ours, rel=0.01)
 
 
 def test_scaling_writes_json_and_charts(tmp_path):

@@ -116,6 +116,17 @@ def test_warm_up_is_not_counted():
     assert next(calls, None) is None
 
 
+def test_what_happens_between_runs_is_not_measured():
+    order: list[str] = []
+
+    def render() -> InferenceResult:
+        order.append("run")
+        return result(1.0)
+
+    measurement = measure(render, 2, lambda: order.append("between"))
+    assert order == ["run", "between", "run", "between", "run"] and len(measurement.results) == 2
+
+
 @pytest.mark.parametrize("runs", [0, -1])
 def test_fewer_than_one_run_is_refused(runs):
     with pytest.raises(InputError):
