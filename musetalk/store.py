@@ -58,6 +58,7 @@ class TemplateMetadata(TypedDict, total=False):
     engine_fingerprint: str
     pkl_sha256: str
     pkl_size: int
+    pkl_mtime_ns: int
     source_sha256: str
     frame_size: list[int]
     unique_frames: int
@@ -214,6 +215,7 @@ class TemplateStore:
             "schema_version": SCHEMA_VERSION,
             "pkl_sha256": hashing.sha256,
             "pkl_size": hashing.size,
+            "pkl_mtime_ns": pickle_path.stat().st_mtime_ns,
         }
         with atomic_file(metadata_path) as stream:
             stream.write(json.dumps(complete, ensure_ascii=False, indent=2).encode())
@@ -299,7 +301,8 @@ class TemplateStore:
         """Whether the template can be used, without unpickling it; waits for a publication, not for more.
 
         Args:
-            full: also compare the pickle's sha256; else its size only.
+            full: also compare the pickle's sha256 unless nobody wrote to it since its publication; else
+                its size only.
         """
         check_template_id(template_id)
         try:
@@ -322,10 +325,14 @@ class TemplateStore:
         metadata = self._read_metadata(template_id)
         path = self.pickle_path(template_id)
         try:
-            size = path.stat().st_size
+            status = path.stat()
+            size = status.st_size
             expected_hash, expected_size = metadata.get("pkl_sha256"), metadata.get("pkl_size", size)
             intact = size == expected_size and size > 0
-            if intact and full and expected_hash is not None:
+            # the metadata is the later file, so whoever writes to the pickle afterwards makes it as late
+            published = self.metadata_path(template_id).stat().st_mtime_ns
+            untouched = metadata.get("pkl_mtime_ns") == status.st_mtime_ns < published
+            if intact and full and expected_hash is not None and not untouched:
                 intact = file_sha256(path) == expected_hash
         except FileNotFoundError as e:
             raise missing_cache(template_id) from e

@@ -93,6 +93,22 @@ def test_frames_that_share_most_bytes_are_stored_as_differences(tmp_path):
         assert loaded[19] is loaded[20]
 
 
+def test_a_pickle_is_hashed_only_when_somebody_may_have_written_to_it(tmp_path, monkeypatch):
+    store, hashed = TemplateStore(tmp_path), []
+    publish(store)
+    pickle_path, metadata_path = store.pickle_path("anna (2)"), store.metadata_path("anna (2)")
+    monkeypatch.setattr("musetalk.store.file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    written = pickle_path.stat().st_mtime_ns
+    os.utime(metadata_path, ns=(written, written + 10**9))
+    assert store.check("anna (2)").valid and hashed == []
+    os.utime(metadata_path, ns=(written, written))
+    assert store.check("anna (2)").valid and hashed == [pickle_path]
+    os.utime(metadata_path, ns=(written, written + 10**9))
+    _flip(pickle_path, 1000)
+    os.utime(pickle_path, ns=(written, written + 1))
+    assert not store.check("anna (2)").valid and len(hashed) > 1
+
+
 def test_missing_template_has_the_documented_message(tmp_path):
     with pytest.raises(CacheMissingError) as caught:
         TemplateStore(tmp_path).load("xiaoha")
