@@ -1,1 +1,1 @@
-"""The bundled CPU engine: Whisper features, a small mouth network, a mesh warp of the portrait's own pixels."""
+"""The bundled CPU engine: Whisper features, a small mouth network, a warp of the portrait's own pixels."""
