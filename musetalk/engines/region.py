@@ -96,20 +96,19 @@ def used_rectangle(weights: np.ndarray) -> Rectangle:
 
 
 def plan_crops(rectangle: Rectangle, resnets: Sequence[int], side: int) -> list[Rectangle]:
-    """What each up block of the decoder must be given for `rectangle` of the output to come out right.
+    """What must come out of each up block's residual blocks for `rectangle` of the output to be right.
 
     Args:
         rectangle: of the output, `side << (blocks - 1)` pixels wide.
         resnets: how many residual blocks (two 3×3 convolutions each) every up block has.
-        side: of the first block's input, pixels. It is always given whole.
+        side: of the first block's input, pixels.
     """
-    crops: list[Rectangle] = []
-    needed = rectangle.grown(1, side << (len(resnets) - 1))  # the output convolution
-    for level in reversed(range(len(resnets))):
-        needed = needed.grown(2 * resnets[level], side << level)
-        crops.append(needed)
-        needed = needed.grown(1, side << level).halved()  # the upsampler's convolution
-    return [full(side), *reversed(crops[:-1])]
+    last = len(resnets) - 1
+    needed = [rectangle.grown(1, side << last)]  # the output convolution
+    for level in range(last, 0, -1):
+        taken = needed[0].grown(2 * resnets[level], side << level)
+        needed.insert(0, taken.grown(1, side << level).halved())  # the upsampler's convolution
+    return needed
 
 
 def _cropped(image: Tensor, held: Rectangle, wanted: Rectangle) -> Tensor:
@@ -138,11 +137,15 @@ def decode_rectangle(vae: Any, latents: Tensor, rectangle: Rectangle, normalise:
     crops = plan_crops(rectangle, [len(block.resnets) for block in blocks], latents.shape[-1])
     image = latents if vae.post_quant_conv is None else vae.post_quant_conv(latents)
     image = decoder.mid_block(decoder.conv_in(image))
-    held = crops[0]
-    for level, (block, crop) in enumerate(zip(blocks, crops, strict=True)):
-        image, held = _cropped(image, held, crop), crop
-        for resnet in block.resnets:
-            image = resnet(image, None) if level == 0 else _residual(resnet, image, normalise)
+    held = full(latents.shape[-1])
+    for level, (block, needed) in enumerate(zip(blocks, crops, strict=True)):
+        for done, resnet in enumerate(block.resnets):
+            if level == 0:
+                image = resnet(image, None)
+                continue
+            taken = needed.grown(2 * (len(block.resnets) - done), latents.shape[-1] << level)
+            image, held = _residual(resnet, _cropped(image, held, taken), normalise), taken
+        image, held = _cropped(image, held, needed), needed
         for upsampler in block.upsamplers or ():
             image, held = upsampler(image), held.doubled()
     image = decoder.conv_out(silu(normalise(decoder.conv_norm_out, image)))

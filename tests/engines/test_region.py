@@ -82,12 +82,12 @@ def test_limits_of_what_is_harmless() -> None:
     assert not Difference(0.1, 4.1, 5.0).harmless
 
 
-def test_crops_cover_what_the_convolutions_see() -> None:
+def test_crops_cover_what_the_convolutions_see_and_no_more() -> None:
     crops = plan_crops(Rectangle(120, 130, 120, 130), [3, 3, 3, 3], 32)
-    assert crops[0] == full(32)
-    # the output convolution, 6 convolutions at 256², the upsampler's, 6 at 128² and so on
-    assert crops[3] == Rectangle(113, 137, 113, 137)
-    assert crops[2] == Rectangle(50, 75, 50, 75)
+    assert crops[3] == Rectangle(119, 131, 119, 131)  # the output convolution
+    assert crops[2] == Rectangle(56, 69, 56, 69)  # and 6 convolutions at 256², the upsampler's
+    assert crops[1] == Rectangle(24, 38, 24, 38)  # and 6 at 128², the upsampler's
+    assert crops[0] == Rectangle(8, 23, 8, 23)
 
 
 def _masked_template() -> Template:
