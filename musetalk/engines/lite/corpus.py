@@ -37,17 +37,20 @@ Rng = np.random.Generator
 
 
 def speak(voice: Voice, seconds: float, rng: Rng) -> Utterance:
-    """About `seconds` of speech: sentences at varying pace and pitch with pauses of 0.1 to 1.5 s between."""
-    waveforms: list[np.ndarray] = []
+    """About `seconds` of speech: sentences at varying pace and pitch, with pauses before, between and after.
+
+    Most pauses last 0.1 to 1.5 s; one in ten lasts 2 to 4 s, because a mouth must also wait.
+    """
+    samples = int(rng.uniform(0.3, 1.5) * SAMPLE_RATE)
+    waveforms = [np.zeros(samples, np.float32)]
     phones: list[Phone] = []
-    samples = 0
     while samples < seconds * SAMPLE_RATE:
         said = voice.speak(SENTENCES[voice.language](rng), rng.uniform(0.8, 1.3), rng.uniform(0.75, 1.35))
         said = resampled(said, rng.uniform(0.9, 1.12))
         offset = samples / SAMPLE_RATE
         phones += [Phone(name, start + offset, end + offset) for name, start, end in said.phones]
-        pause = int(rng.exponential(0.35) * SAMPLE_RATE + 0.1 * SAMPLE_RATE)
-        pause = min(pause, int(1.5 * SAMPLE_RATE))
+        seconds_still = rng.uniform(2, 4) if rng.random() < 0.1 else min(0.1 + rng.exponential(0.35), 1.5)
+        pause = int(seconds_still * SAMPLE_RATE)
         waveforms += [said.waveform * rng.uniform(0.7, 1.3), np.zeros(pause, np.float32)]
         samples += len(said.waveform) + pause
     return Utterance(np.concatenate(waveforms).astype(np.float32), tuple(phones), voice.name, voice.language)

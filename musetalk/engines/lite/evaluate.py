@@ -3,7 +3,7 @@
 A face mesh on every frame gives distances on the mouth, whoever rendered it: the lite engine, MuseTalk, or a
 camera. They are compared with a reference video of the same speech, or with phone labels (lines of
 ``phone start end``, in seconds, ARPAbet) given by --labels; the sound itself tells where silence is.
-Distances are divided by the eye distance in the same frame, so that neither the face's size nor a zoom counts.
+Distances are divided by the eye distance in the same frame: neither the face's size nor a zoom counts.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class MouthTracks:
     Attributes:
         fps: frames per second.
         tracks: (frames, 10) float32, columns `TRACK_NAMES`, in eye distances; NaN without a face.
-        points: (frames, 478, 2) float32, in eye distances; NaN without a face.
+        points: (frames, 478, 2) float32, in the video's median eye distance; NaN without a face.
         sharpness: (frames,) mean square of the Laplacian round the mouth over that of the upper face.
     """
 
@@ -137,16 +137,17 @@ def measure_video(path: Path) -> MouthTracks:
         faces = detector.detect(frame)
         if faces and faces[0].mesh is not None and faces[0].mesh_z is not None:
             distances = mouth_distances(faces[0].mesh, faces[0].mesh_z)
-            mesh = faces[0].mesh / np.linalg.norm(faces[0].mesh[_EYES[0]] - faces[0].mesh[_EYES[1]])
+            mesh = faces[0].mesh
             sharp = _sharpness(frame, faces[0].mesh)
         tracks.append(distances)
         points.append(mesh)
         sharpness.append(sharp)
     if not tracks or not np.isfinite(np.array(tracks)).any():
         raise NoFaceError(f"no frame of {path} shows a face", "measure a video with a larger, frontal face")
-    return MouthTracks(
-        float(probe_video(path).fps), np.array(tracks), np.array(points), np.array(sharpness, np.float32)
-    )
+    meshes = np.array(points)
+    eyes = np.nanmedian(np.linalg.norm(meshes[:, _EYES[0]] - meshes[:, _EYES[1]], axis=-1))
+    fps = float(probe_video(path).fps)
+    return MouthTracks(fps, np.array(tracks), meshes / eyes, np.array(sharpness, np.float32))
 
 
 def read_labels(path: Path) -> list[Phone]:

@@ -30,6 +30,12 @@ EVENTS = [PARAMETER_INDEX[name] for name in ("lip_press", "lip_tuck", "tongue_up
 
 
 OPENING_UNIT, WIDTH_UNIT, CHIN_UNIT = 0.05, 0.03, 0.04  # eye distances: what one unit of loss is
+PARAMETER_WEIGHT = torch.full((N_PARAMETERS,), 0.1)
+PARAMETER_WEIGHT[EVENTS] = torch.tensor([1.0, 0.6, 0.3])  # lip_press, lip_tuck, tongue_up
+CLOSURE_WEIGHT = 3.0  # extra, of the opening where the lips should meet
+SILENCE_WEIGHT = 1.0  # of the absolute movement in silence: squares alone let the mouth hover there
+ACTIVITY_GAIN, ACTIVITY_LOSS = 1.25, 0.125  # of a sigmoid: 0.1 is still, 0.9 is all
+EVENT_GAIN, EVENT_LOSS = 2.2, 0.2  # of the members' mean: 0.09 is no event, 0.55 a whole one
 HIDDEN = 128
 KERNEL = 5  # steps; three convolutions of it look 120 ms ahead
 
@@ -56,7 +62,7 @@ class Member(nn.Module):
         for convolution in self.inner:
             x = self.inner_dropout(functional.gelu(convolution(x)))
         x = self.output(x).transpose(1, 2)
-        activity = torch.sigmoid(x[..., N_PARAMETERS:])
+        activity = (ACTIVITY_GAIN * torch.sigmoid(x[..., N_PARAMETERS:]) - ACTIVITY_LOSS).clamp(0, 1)
         values = x[..., :N_PARAMETERS].clone()
         values[..., EVENTS] = torch.sigmoid(values[..., EVENTS])
         return values * activity
@@ -85,6 +91,13 @@ def chin(parameters: torch.Tensor) -> torch.Tensor:
     return CHIN_GAIN * parameters[..., PARAMETER_INDEX["jaw_open"]]
 
 
+def decided(parameters: torch.Tensor) -> torch.Tensor:
+    """Members' mean parameters with events brought from chances to deeds: lips half closed are a mistake."""
+    values = parameters.clone()
+    values[..., EVENTS] = (EVENT_GAIN * values[..., EVENTS] - EVENT_LOSS).clamp(0, 1)
+    return values
+
+
 def synthetic_loss(
     predicted: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor, spread: torch.Tensor
 ) -> torch.Tensor:
@@ -92,9 +105,12 @@ def synthetic_loss(
 
     `predicted`, `truth` (B, T, 10), `weight` (B, T).
     """
-    error = (((predicted - truth) / spread) ** 2).mean(-1)
-    error = error + ((opening(predicted) - opening(truth)) / OPENING_UNIT) ** 2
+    error = (PARAMETER_WEIGHT * ((predicted - truth) / spread) ** 2).sum(-1)
+    closed = 1 + CLOSURE_WEIGHT * truth[..., PARAMETER_INDEX["lip_press"]]
+    error = error + closed * ((opening(predicted) - opening(truth)) / OPENING_UNIT) ** 2
     error = error + 0.5 * ((outer_width(predicted) - outer_width(truth)) / WIDTH_UNIT) ** 2
+    silent = (truth == 0).all(-1)
+    error = error + SILENCE_WEIGHT * silent * predicted.abs().sum(-1)
     return (error * weight).sum() / weight.sum()
 
 
@@ -126,7 +142,10 @@ def export(members: Sequence[Member]) -> bytes:
     normal = graph.step("LayerNormalization", "hidden_states", ones, axis=-1, epsilon=1e-5)
     loudness = graph.step("Unsqueeze", "loudness", graph.whole(1))
     outputs = [_member_graph(graph, f"members.{i}", normal, loudness) for i in range(len(members))]
-    graph.nodes.append(helper.make_node("Mean", outputs, ["rig_parameters"]))
+    mean = graph.step("Mean", *outputs)
+    is_event = graph.constant("is_event", np.isin(np.arange(N_PARAMETERS), EVENTS))
+    decided_events = _clipped(graph, mean, "event", EVENT_GAIN, EVENT_LOSS)
+    graph.nodes.append(helper.make_node("Where", [is_event, decided_events, mean], ["rig_parameters"]))
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -160,11 +179,19 @@ def _member_graph(graph: OnnxGraph, name: str, normal: str, loudness: str) -> st
         if layer != "output":
             x = graph.step("Gelu", x)
     x = graph.step("Transpose", graph.step("Squeeze", x, graph.whole(0)), perm=(1, 0))
-    event = np.zeros(N_PARAMETERS, bool)
-    event[EVENTS] = True
+    is_event = graph.constant("is_event", np.isin(np.arange(N_PARAMETERS), EVENTS))
     values = graph.step("Slice", x, graph.whole(0), graph.whole(N_PARAMETERS), graph.whole(1))
     activity = graph.step(
         "Slice", x, graph.whole(N_PARAMETERS), graph.whole(N_PARAMETERS + 1), graph.whole(1)
     )
-    values = graph.step("Where", graph.constant("is_event", event), graph.step("Sigmoid", values), values)
-    return graph.step("Mul", values, graph.step("Sigmoid", activity))
+    values = graph.step("Where", is_event, graph.step("Sigmoid", values), values)
+    activity = _clipped(graph, graph.step("Sigmoid", activity), "activity", ACTIVITY_GAIN, ACTIVITY_LOSS)
+    return graph.step("Mul", values, activity)
+
+
+def _clipped(graph: OnnxGraph, x: str, name: str, gain: float, loss: float) -> str:
+    """gain · x − loss, clipped to 0 … 1."""
+    scale = graph.constant(f"{name}_gain", np.array(gain, np.float32))
+    offset = graph.constant(f"{name}_loss", np.array(loss, np.float32))
+    zero, one = (graph.constant(str(limit), np.array(limit, np.float32)) for limit in (0.0, 1.0))
+    return graph.step("Clip", graph.step("Sub", graph.step("Mul", x, scale), offset), zero, one)

