@@ -160,7 +160,7 @@ class UltraFastRealtimeInference:
         return InferenceResult(
             template_id=template_id,
             audio_path=str(audio_path),
-            output_path=str(output),
+            output_path=str(output_path),
             fps=rate,
             frames=frames,
             duration=float(frames / rate),
