@@ -42,7 +42,7 @@ def speak(voice: Voice, seconds: float, rng: Rng) -> Utterance:
     Most pauses last 0.1 to 1.5 s; one in ten lasts 2 to 4 s, because a mouth must also wait.
     """
     samples = int(rng.uniform(0.3, 1.5) * SAMPLE_RATE)
-    waveforms = [np.zeros(samples, np.float32)]
+    waveforms: list[np.ndarray] = [np.zeros(samples, np.float32)]
     phones: list[Phone] = []
     while samples < seconds * SAMPLE_RATE:
         said = voice.speak(SENTENCES[voice.language](rng), rng.uniform(0.8, 1.3), rng.uniform(0.75, 1.35))
@@ -152,6 +152,8 @@ class Sample(NamedTuple):
     weight: np.ndarray
 
 
+Condition = Callable[[np.ndarray, Rng], np.ndarray]
+"""A waveform and a generator of chance → the waveform as recorded otherwise, not moved in time."""
 Encode = Callable[[np.ndarray], np.ndarray]
 """(1, 80, 2 T) log-mel → (5, T, 384) hidden states."""
 
@@ -172,7 +174,14 @@ def _relative_loudness(waveform: np.ndarray, n_steps: int) -> np.ndarray:
     return 10 * np.log10(np.maximum(smooth, 1e-8) / level)
 
 
-def synthetic_samples(said: Utterance, encode: Encode, rng: Rng) -> Iterator[Sample]:
+def as_it_is(waveform: np.ndarray, rng: Rng) -> np.ndarray:
+    """The clean recording condition."""
+    return waveform
+
+
+def synthetic_samples(
+    said: Utterance, encode: Encode, rng: Rng, condition: Condition = degraded
+) -> Iterator[Sample]:
     """Cut an utterance into windows of 3 to 10 s, each in a recording condition of its own."""
     total = len(said.waveform) // STEP_SAMPLES
     curves = mouth_curves(said.phones, total, _relative_loudness(said.waveform, total))
@@ -181,7 +190,7 @@ def synthetic_samples(said: Utterance, encode: Encode, rng: Rng) -> Iterator[Sam
         steps = min(int(rng.uniform(3, 10) * STEPS_PER_SECOND), total - begin)
         window = said.waveform[begin * STEP_SAMPLES : (begin + steps) * STEP_SAMPLES]
         yield _sample(
-            degraded(window, rng), curves[begin : begin + steps], np.ones(steps, np.float32), encode
+            condition(window, rng), curves[begin : begin + steps], np.ones(steps, np.float32), encode
         )
         begin += steps
 
@@ -202,8 +211,8 @@ class TrackedSpeaker:
 
     Attributes:
         name: of the speaker; "x" marks sentences of several.
-        waveforms: (48000,) float32 at 16 kHz, one per sentence.
-        tracks: (75, 10) float32 each, 25 frames/s, frame i at (i + 0.5) / 25 s, in eye distances: inner
+        waveforms: (640 × frames,) float32 at 16 kHz, one per sentence.
+        tracks: (frames, 10) float32 each, 25 frames/s, frame i at (i + 0.5) / 25 s, in eye distances: inner
             opening, inner width, outer height, outer width, nose base to upper lip, to lower lip, to chin,
             thickness of the upper and the lower lip, protrusion. NaN where no face was found.
     """
@@ -211,6 +220,40 @@ class TrackedSpeaker:
     name: str
     waveforms: list[np.ndarray]
     tracks: list[np.ndarray]
+
+
+def measure_speakers(folder: Path) -> list[TrackedSpeaker]:
+    """Speakers of a folder of videos ``SPEAKER/*.mpg`` or ``.mp4``, as GRID comes, measured now.
+
+    Raises:
+        InputError: the folder holds no such video, or one can't be read.
+        NoFaceError: a video shows no face.
+    """
+    from musetalk.engines.lite.evaluate import measure_video, resampled_track
+    from musetalk.media.audio import read_waveform
+
+    speakers = []
+    for path in sorted(child for child in folder.iterdir() if child.is_dir()):
+        videos = sorted(file for file in path.iterdir() if file.suffix.lower() in (".mpg", ".mp4"))
+        waveforms, tracks = [], []
+        for video in videos:
+            measured = measure_video(video)
+            n_frames = int(len(measured.tracks) * TRACK_RATE / measured.fps)
+            columns = [
+                resampled_track(column, measured.fps, TRACK_RATE, n_frames) for column in measured.tracks.T
+            ]
+            tracks.append(np.stack(columns, 1).astype(np.float32))
+            waveform = np.zeros(n_frames * SAMPLE_RATE // TRACK_RATE, np.float32)
+            heard = np.concatenate(list(read_waveform(video)))[: len(waveform)]
+            waveform[: len(heard)] = heard
+            waveforms.append(waveform)
+        if videos:
+            speakers.append(TrackedSpeaker(path.name, waveforms, tracks))
+    if not speakers:
+        raise InputError(
+            f"{folder} holds neither tracks.npz nor SPEAKER/*.mpg", "name a folder of tracks or of videos"
+        )
+    return speakers
 
 
 def read_tracks(folder: Path) -> list[TrackedSpeaker]:

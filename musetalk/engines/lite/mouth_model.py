@@ -35,7 +35,9 @@ PARAMETER_WEIGHT[EVENTS] = torch.tensor([1.0, 0.6, 0.3])  # lip_press, lip_tuck,
 CLOSURE_WEIGHT = 3.0  # extra, of the opening where the lips should meet
 SILENCE_WEIGHT = 1.0  # of the absolute movement in silence: squares alone let the mouth hover there
 ACTIVITY_GAIN, ACTIVITY_LOSS = 1.25, 0.125  # of a sigmoid: 0.1 is still, 0.9 is all
-EVENT_GAIN, EVENT_LOSS = 2.2, 0.2  # of the members' mean: 0.09 is no event, 0.55 a whole one
+# Of the members' mean, by event as in EVENTS: a closure of chance 0.4 is made whole, for lips that fail to
+# meet are seen before any other mistake; a tuck or a tongue tip from 0.65.
+EVENT_GAIN, EVENT_LOSS = (3.0, 2.0, 2.0), (0.2, 0.3, 0.3)
 HIDDEN = 128
 KERNEL = 5  # steps; three convolutions of it look 120 ms ahead
 
@@ -94,7 +96,8 @@ def chin(parameters: torch.Tensor) -> torch.Tensor:
 def decided(parameters: torch.Tensor) -> torch.Tensor:
     """Members' mean parameters with events brought from chances to deeds: lips half closed are a mistake."""
     values = parameters.clone()
-    values[..., EVENTS] = (EVENT_GAIN * values[..., EVENTS] - EVENT_LOSS).clamp(0, 1)
+    gain, loss = torch.tensor(EVENT_GAIN), torch.tensor(EVENT_LOSS)
+    values[..., EVENTS] = (gain * values[..., EVENTS] - loss).clamp(0, 1)
     return values
 
 
@@ -144,7 +147,9 @@ def export(members: Sequence[Member]) -> bytes:
     outputs = [_member_graph(graph, f"members.{i}", normal, loudness) for i in range(len(members))]
     mean = graph.step("Mean", *outputs)
     is_event = graph.constant("is_event", np.isin(np.arange(N_PARAMETERS), EVENTS))
-    decided_events = _clipped(graph, mean, "event", EVENT_GAIN, EVENT_LOSS)
+    gain, loss = np.ones(N_PARAMETERS, np.float32), np.zeros(N_PARAMETERS, np.float32)
+    gain[EVENTS], loss[EVENTS] = EVENT_GAIN, EVENT_LOSS
+    decided_events = _clipped(graph, mean, "event", gain, loss)
     graph.nodes.append(helper.make_node("Where", [is_event, decided_events, mean], ["rig_parameters"]))
     model = helper.make_model(
         helper.make_graph(
@@ -185,13 +190,15 @@ def _member_graph(graph: OnnxGraph, name: str, normal: str, loudness: str) -> st
         "Slice", x, graph.whole(N_PARAMETERS), graph.whole(N_PARAMETERS + 1), graph.whole(1)
     )
     values = graph.step("Where", is_event, graph.step("Sigmoid", values), values)
-    activity = _clipped(graph, graph.step("Sigmoid", activity), "activity", ACTIVITY_GAIN, ACTIVITY_LOSS)
+    sigmoid = graph.step("Sigmoid", activity)
+    gain, loss = np.float32(ACTIVITY_GAIN), np.float32(ACTIVITY_LOSS)
+    activity = _clipped(graph, sigmoid, "activity", gain, loss)
     return graph.step("Mul", values, activity)
 
 
-def _clipped(graph: OnnxGraph, x: str, name: str, gain: float, loss: float) -> str:
+def _clipped(graph: OnnxGraph, x: str, name: str, gain: np.ndarray, loss: np.ndarray) -> str:
     """gain · x − loss, clipped to 0 … 1."""
-    scale = graph.constant(f"{name}_gain", np.array(gain, np.float32))
-    offset = graph.constant(f"{name}_loss", np.array(loss, np.float32))
+    scale = graph.constant(f"{name}_gain", np.asarray(gain))
+    offset = graph.constant(f"{name}_loss", np.asarray(loss))
     zero, one = (graph.constant(str(limit), np.array(limit, np.float32)) for limit in (0.0, 1.0))
     return graph.step("Clip", graph.step("Sub", graph.step("Mul", x, scale), offset), zero, one)

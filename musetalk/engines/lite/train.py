@@ -2,7 +2,7 @@
 
 Speech is synthesized by every engine the machine has, encoded once, and kept under --work_dir, as are the
 members' checkpoints: an interrupted run goes on where it stopped. --tracks names a folder of real speech with
-measured mouths (``tracks.npz`` and ``SPEAKER.flac``, as made from the GRID corpus); speakers that
+measured mouths (``tracks.npz`` and ``SPEAKER.flac``, or GRID's videos as ``SPEAKER/*.mpg``); speakers that
 `HELD_OUT_SPEAKERS` names are only judged on, never learned from. Without the folder the network learns from
 synthetic speech alone: it then follows the phones but not how far and how fast people move, which costs about
 a third of the opening's correlation with real mouths. The same machine, engines and seed give the same file.
@@ -99,25 +99,31 @@ def _file_name(voice: str) -> str:
 
 
 def synthetic_recordings(
-    chosen: Sequence[voices.CorpusVoice], encode: corpus.Encode, work_dir: Path, seed: int
+    chosen: Sequence[voices.CorpusVoice],
+    encode: corpus.Encode,
+    work_dir: Path,
+    seed: int,
+    condition: corpus.Condition = corpus.degraded,
 ) -> Iterator[Recording]:
     """Each voice's speech, spoken and encoded now or read from an earlier run."""
     for voice, seconds in chosen:
-        path = work_dir / f"seed{seed}_{_file_name(voice.name)}_{seconds:.0f}s_{voice.language}.npz"
+        kind = "" if condition is corpus.degraded else "_clean"
+        path = work_dir / f"seed{seed}_{_file_name(voice.name)}_{seconds:.0f}s_{voice.language}{kind}.npz"
         if path.exists():
             yield load_recording(path)
             continue
         begun = time.monotonic()
         rng = np.random.default_rng([seed, zlib.crc32(voice.name.encode())])
         said = corpus.speak(voice, seconds, rng)
-        samples = list(corpus.synthetic_samples(said, encode, rng))
+        samples = list(corpus.synthetic_samples(said, encode, rng, condition))
         logger.info("%s: %d s of speech in %.0f s", voice.name, seconds, time.monotonic() - begun)
         yield save_recording(path, Recording(voice.name, voice.language, samples))
 
 
 def real_recordings(folder: Path, encode: corpus.Encode, work_dir: Path, seed: int) -> Iterator[Recording]:
     """The speakers of a folder of tracks, encoded now or read from an earlier run."""
-    for speaker in corpus.read_tracks(folder):
+    measured = (folder / "tracks.npz").exists()
+    for speaker in corpus.read_tracks(folder) if measured else corpus.measure_speakers(folder):
         path = work_dir / f"seed{seed}_tracks_{speaker.name}.npz"
         if path.exists():
             yield load_recording(path)
@@ -250,7 +256,8 @@ class Corpus(NamedTuple):
 
     synthetic: list[Recording]
     real: list[Recording]
-    held_out_synthetic: list[Recording]
+    held_out_clean: list[Recording]
+    held_out_degraded: list[Recording]
     held_out_real: list[Recording]
 
 
@@ -258,12 +265,15 @@ def build_corpus(tracks: Path | None, work_dir: Path, seed: int) -> Corpus:
     """Speak, degrade and encode everything; what an earlier run kept in `work_dir` is read."""
     encode = encoder()
     synthetic = list(synthetic_recordings(voices.training_voices(), encode, work_dir, seed))
-    held_out = list(synthetic_recordings(voices.held_out_voices(), encode, work_dir, seed))
+    unheard = voices.held_out_voices()
+    clean = list(synthetic_recordings(unheard, encode, work_dir, seed, corpus.as_it_is))
+    degraded = list(synthetic_recordings(unheard, encode, work_dir, seed))
     real = list(real_recordings(tracks, encode, work_dir, seed)) if tracks else []
     return Corpus(
         synthetic,
         [recording for recording in real if recording.name not in HELD_OUT_SPEAKERS],
-        held_out,
+        clean,
+        degraded,
         [recording for recording in real if recording.name in HELD_OUT_SPEAKERS],
     )
 
@@ -318,10 +328,11 @@ def predictor(members: Sequence[Member]) -> report.Predict:
 def score(predict: report.Predict, found: Corpus) -> report.Scores:
     """Judge a network on the held-out parts of the corpus."""
     synthetic = {}
-    for language, name in (("en", "English"), ("cmn", "Mandarin")):
-        samples = [s for r in found.held_out_synthetic if r.language == language for s in r.samples]
-        if samples:
-            synthetic[f"{name}, unseen voices and texts"] = report.synthetic_scores(samples, predict)
+    for kind, recordings in (("", found.held_out_clean), (", degraded", found.held_out_degraded)):
+        for language, name in (("en", "English"), ("cmn", "Mandarin")):
+            samples = [s for r in recordings if r.language == language for s in r.samples]
+            if samples:
+                synthetic[name + kind] = report.synthetic_scores(samples, predict)
     real = {}
     for recording in (*found.held_out_real, *found.real):
         clean = recording.samples[::2][:CLEAN_SENTENCES]
@@ -393,7 +404,7 @@ def _write_report(
     ablations: dict[str, report.Scores],
     how: str,
 ) -> None:
-    shown = [*found.held_out_synthetic[:1], *found.held_out_synthetic[-1:], *found.held_out_real[:2]]
+    shown = [*found.held_out_clean[:1], *found.held_out_clean[-1:], *found.held_out_real[:2]]
     panels = [
         panel
         for recording in shown
@@ -412,7 +423,9 @@ def _write_report(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="train the lite engine's mouth network")
-    parser.add_argument("--tracks", type=Path, help="folder of real speech: tracks.npz and SPEAKER.flac")
+    parser.add_argument(
+        "--tracks", type=Path, help="folder of real speech: tracks.npz and SPEAKER.flac, or SPEAKER/*.mpg"
+    )
     parser.add_argument("--output", type=Path, default=REPOSITORY / "models" / "lite")
     parser.add_argument("--work_dir", type=Path, default=REPOSITORY / "output" / "lite_training")
     parser.add_argument("--seed", type=int, default=1)

@@ -137,6 +137,27 @@ def test_a_folder_that_holds_no_tracks_is_refused(tmp_path, content):
         corpus.read_tracks(tmp_path)
 
 
+def test_videos_of_speakers_are_measured(tmp_path, monkeypatch):
+    from musetalk.engines.lite import evaluate
+    from musetalk.media import audio
+
+    (tmp_path / "s9").mkdir()
+    (tmp_path / "s9" / "a.mpg").write_bytes(b"")
+    tracks = np.tile(np.arange(150, dtype=np.float32)[:, None], (1, 10))
+    measured = evaluate.MouthTracks(50.0, tracks, np.zeros((150, 478, 2)), np.ones(150))
+    monkeypatch.setattr(evaluate, "measure_video", lambda path: measured)
+    monkeypatch.setattr(audio, "read_waveform", lambda path: iter([np.ones(30_000, np.float32)] * 2))
+    (speaker,) = corpus.measure_speakers(tmp_path)
+    assert speaker.name == "s9"
+    assert speaker.waveforms[0].shape == (48_000,)
+    np.testing.assert_allclose(speaker.tracks[0][:, 0], 2 * np.arange(75) + 0.5)  # 25 fps middles at 50 fps
+
+
+def test_a_folder_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="neither"):
+        corpus.measure_speakers(tmp_path)
+
+
 def test_pinyin_becomes_the_letters_that_kokoro_reads():
     assert [pinyin_ipa(s) for s in ("ni3", "hao3", "qu4", "shi4", "si1", "yuan2", "wu3", "bo1")] == [
         "ni↓",
