@@ -34,7 +34,10 @@ PARAMETER_WEIGHT = torch.full((N_PARAMETERS,), 0.1)
 PARAMETER_WEIGHT[EVENTS] = torch.tensor([1.0, 0.6, 0.3])  # lip_press, lip_tuck, tongue_up
 CLOSURE_WEIGHT = 3.0  # extra, of the opening where the lips should meet
 SILENCE_WEIGHT = 1.0  # of the absolute movement in silence: squares alone let the mouth hover there
-ACTIVITY_GAIN, ACTIVITY_LOSS = 1.25, 0.125  # of a sigmoid: 0.1 is still, 0.9 is all
+# Of the activity's sigmoid: while learning 0.1 is still and 0.9 is all, a wide band that keeps its gradient;
+# what ships is still from 0.18 down.
+LEARNING_GAIN, LEARNING_LOSS = 1.25, 0.125
+ACTIVITY_GAIN, ACTIVITY_LOSS = 1.4, 0.25
 # Of the members' mean, by event as in EVENTS: a closure of chance 0.4 is made whole, for lips that fail to
 # meet are seen before any other mistake; a tuck or a tongue tip from 0.65.
 EVENT_GAIN, EVENT_LOSS = (3.0, 2.0, 2.0), (0.2, 0.3, 0.3)
@@ -64,7 +67,9 @@ class Member(nn.Module):
         for convolution in self.inner:
             x = self.inner_dropout(functional.gelu(convolution(x)))
         x = self.output(x).transpose(1, 2)
-        activity = (ACTIVITY_GAIN * torch.sigmoid(x[..., N_PARAMETERS:]) - ACTIVITY_LOSS).clamp(0, 1)
+        learning, shipped = (LEARNING_GAIN, LEARNING_LOSS), (ACTIVITY_GAIN, ACTIVITY_LOSS)
+        gain, loss = learning if self.training else shipped
+        activity = (gain * torch.sigmoid(x[..., N_PARAMETERS:]) - loss).clamp(0, 1)
         values = x[..., :N_PARAMETERS].clone()
         values[..., EVENTS] = torch.sigmoid(values[..., EVENTS])
         return values * activity

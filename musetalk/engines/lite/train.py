@@ -58,6 +58,7 @@ MEMBERS = (
     MemberPlan("synthetic", 0.0),
     MemberPlan("real_a", 0.6),
     MemberPlan("real_b", 0.6),
+    MemberPlan("real_c", 0.75),
 )
 
 
