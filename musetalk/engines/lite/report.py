@@ -224,9 +224,9 @@ def page(
         parts += [
             "## Real speakers",
             "Against distances measured on the speakers' faces, 25 per second. x: sentences of several "
-            "speakers, each brought to mean 0 and deviation 1. Nothing was learned from held-out speakers, but "
-            "thresholds and the number of members were chosen with these tables in view: new speakers may come "
-            "out a little lower.",
+            "speakers, each brought to mean 0 and deviation 1. Nothing was learned from held-out speakers, "
+            "but thresholds and the number of members were chosen with these tables in view: new speakers "
+            "may come out a little lower.",
             real_table(reached.real),
         ]
     if rows:
