@@ -2,10 +2,11 @@
 
 Speech is synthesized by every engine the machine has, encoded once, and kept under --work_dir, as are the
 members' checkpoints: an interrupted run goes on where it stopped. --tracks names a folder of real speech with
-measured mouths (``tracks.npz`` and ``SPEAKER.flac``, or GRID's videos as ``SPEAKER/*.mpg``); speakers that
-`HELD_OUT_SPEAKERS` names are only judged on, never learned from. Without the folder the network learns from
-synthetic speech alone: it then follows the phones but not how far and how fast people move, which costs about
-a quarter of the opening's correlation with real mouths. The same machine, engines and seed give the same file.
+measured mouths (``tracks.npz`` and ``SPEAKER.flac``, or GRID's videos as ``SPEAKER/*.mpg``); the speakers of
+`HELD_OUT_SPEAKERS` are only judged on, never learned from. Without the folder the network learns from
+synthetic speech alone: it then follows the phones but not how far and how fast people move, which costs
+about a quarter of the opening's correlation with real mouths. The same machine, engines and seed give the
+same file.
 """
 
 from __future__ import annotations
