@@ -31,6 +31,8 @@ SHORTEST_STEPS = 2 * STEPS_PER_SECOND  # shorter windows are padded with silence
 SPEECH_LEVEL = 10 ** (-24 / 10)  # mean power of active speech that the encoder is given, -24 dBFS
 QUIETEST_LEVEL = 10 ** (-54 / 10)  # what is quieter isn't raised further: noise must not become speech
 ACTIVE_SHARE = 0.25  # of the mean power: what is louder counts as speech
+AUDIBLE = 10 ** (-66 / 10)  # mean power; where nothing within 200 ms is louder the mouth rests
+AUDIBLE_REACH = STEPS_PER_SECOND // 5  # steps
 LEVEL_MEMORY = 30 * STEPS_PER_SECOND  # steps after which the level has forgotten half
 LOWEST_LOUDNESS, HIGHEST_LOUDNESS = -4.0, 1.5  # bel over the speaker's level
 
@@ -45,6 +47,12 @@ def step_powers(waveform: np.ndarray, n_steps: int) -> np.ndarray:
     padded[STEP_SAMPLES : STEP_SAMPLES + len(heard)] = heard
     halves = (padded * padded).reshape(-1, STEP_SAMPLES).mean(1)
     return (halves[:n_steps] + halves[1 : n_steps + 1]) / 2
+
+
+def audible(powers: np.ndarray) -> np.ndarray:
+    """(T,) bool: whether anything within `AUDIBLE_REACH` of a step is louder than `AUDIBLE`."""
+    kernel = np.ones(2 * AUDIBLE_REACH + 1)
+    return np.convolve(powers > AUDIBLE, kernel)[AUDIBLE_REACH : AUDIBLE_REACH + len(powers)] > 0.5
 
 
 class SpeechLevel:
@@ -185,7 +193,8 @@ class MouthNetwork:
             given = network_input(window.samples, level)
             (states,) = self.encoder.run(None, {"mel": given.mel})
             (values,) = self.network.run(None, {"hidden_states": states, "loudness": given.loudness})
-            yield np.clip(values[window.first : window.first + window.steps], LOW, HIGH)
+            values = np.clip(values, LOW, HIGH) * audible(step_powers(window.samples, len(values)))[:, None]
+            yield values[window.first : window.first + window.steps]
 
 
 def open_session(path: Path) -> Any:
