@@ -202,6 +202,8 @@ _MEASURED_COLUMNS = [0, 3, 6, 4]
 TRACK_RATE = 25  # frames/s
 SLOT = 3 * SAMPLE_RATE  # samples of one sentence
 NATURAL_OPENING = 0.17  # eye distances, 95th percentile that every real speaker is brought to
+NATURAL_WIDTH = 0.032  # eye distances, deviation of the outer width that every real speaker is brought to
+STILL_WIDTH = 0.002  # eye distances, a deviation that is noise
 SILENT = -2.5  # bel under the speaker's level
 
 
@@ -299,17 +301,20 @@ def rest_distances(speaker: TrackedSpeaker) -> np.ndarray:
 def real_samples(speaker: TrackedSpeaker, encode: Encode, rng: Rng) -> Iterator[Sample]:
     """The speaker's sentences, each clean and in one other recording condition.
 
-    All distances are scaled alike, so that the opening's 95th percentile is `NATURAL_OPENING`: how wide one
-    man opens his mouth is his habit. The truth stands at every second step, where the frames' middles lie.
+    Distances are scaled so that the opening's 95th percentile is `NATURAL_OPENING` and the width's deviation
+    `NATURAL_WIDTH`: how far one man moves his lips is his habit. The truth stands at every second step, where
+    the frames' middles lie.
     """
     rest = rest_distances(speaker)
-    moved = [track - rest for track in speaker.tracks]
-    scale = NATURAL_OPENING / np.nanpercentile(np.concatenate(moved)[:, 0], 95)
+    moved = [(track - rest)[:, _MEASURED_COLUMNS] for track in speaker.tracks]
+    opening, width = np.concatenate(moved)[:, :2].T
+    scale = np.full(len(MEASURED), NATURAL_OPENING / np.nanpercentile(opening, 95), np.float32)
+    scale[MEASURED.index("width")] = NATURAL_WIDTH / max(np.nanstd(width), STILL_WIDTH)
     for waveform, track in zip(speaker.waveforms, moved, strict=True):
         steps = len(waveform) // STEP_SAMPLES
         truth = np.zeros((steps, len(MEASURED)), np.float32)
         weight = np.zeros(steps, np.float32)
-        truth[1::2] = np.nan_to_num(track[:, _MEASURED_COLUMNS] * scale)
-        weight[1::2] = np.isfinite(track[:, _MEASURED_COLUMNS]).all(1)
+        truth[1::2] = np.nan_to_num(track * scale)
+        weight[1::2] = np.isfinite(track).all(1)
         yield _sample(waveform, truth, weight, encode)
         yield _sample(degraded(waveform, rng), truth, weight, encode)

@@ -22,7 +22,7 @@ from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS
 STEPS_PER_SECOND = 50  # of every curve here: Whisper's encoder steps
 
 RAMP = 0.04  # s, of closures, tucks and tongue tips
-LEAD = 0.14  # s, the mouth starts to move before the first sound
+LEAD = 0.20  # s, the mouth starts to move before the first sound
 HOLD = 0.04  # s, after the last sound before the mouth returns
 RETURN = 0.14  # s, of the return to neutral
 SHORTEST_CLOSURE = 0.05  # s
@@ -54,50 +54,48 @@ def _shape(
     return jaw, lip, width, pucker, upper, lower, press, tuck, smile, tongue
 
 
-_SIBILANT = _shape(jaw=0.17, lip=0.55, width=0.20, upper=0.35, lower=0.55)
-_SH = _shape(jaw=0.20, lip=0.50, pucker=0.40, upper=0.40, lower=0.40)
-_RETROFLEX = _shape(jaw=0.18, lip=0.45, pucker=0.25, upper=0.30, lower=0.40)
-_PALATAL = _shape(jaw=0.18, lip=0.50, width=0.30, upper=0.30, lower=0.50)
-_STOP = _shape(jaw=0.25, lip=0.50, upper=0.20, lower=0.40, tongue=0.3)
-_VELAR = _shape(jaw=0.26, lip=0.50, upper=0.15, lower=0.35)
-_DENTAL = _shape(jaw=0.17, lip=0.40, upper=0.15, lower=0.30, tongue=1.0)
-_CLOSED = _shape(jaw=0.14, width=-0.15, press=1.0)
-_TUCKED = _shape(jaw=0.10, width=-0.10, upper=0.20, tuck=1.0)
+_CLOSED = _shape(jaw=0.12, lip=-0.10, width=-0.20, upper=-0.05, press=1.0)
+_TUCKED = _shape(jaw=0.02, width=-0.12, upper=0.18, tuck=1.0)
+_SH = _shape(jaw=0.27, lip=0.55, width=0.02, pucker=0.38, upper=0.40, lower=0.42)
+_RETROFLEX = _shape(jaw=0.22, lip=0.50, pucker=0.25, upper=0.32, lower=0.42)
+_PALATAL = _shape(jaw=0.22, lip=0.55, width=0.30, upper=0.35, lower=0.50)
+_S = _shape(jaw=0.07, lip=0.80, width=0.13, pucker=0.08, upper=0.39, lower=0.65)
 
-# Inner-lip opening is what OPENING_GAIN makes of a row: 0.17 eye distances for aa, 0.05 for uw. Speech keeps
-# the lips parted: between front vowels, alveolars and sibilants they hardly move, and what closes them is
-# labials, w, r and rounded vowels (seen in GRID's speakers as well).
+# Inner-lip opening is what OPENING_GAIN makes of a row: 0.17 eye distances for aa, 0.05 for uw. Negative
+# values lie beyond contact: such a phone pulls its neighbours' openings down (Lofqvist and Gracco 1997).
+# English rows and strengths were fitted by least squares, from phonetic first guesses, to the mouth of GRID's
+# speaker s1; rows that he never says, Mandarin's among them, follow the nearest that he does.
 SHAPES: dict[str, tuple[float, ...]] = {
-    "aa": _shape(jaw=0.58, lip=0.50, upper=0.20, lower=0.40),
-    "ae": _shape(jaw=0.52, lip=0.55, width=0.35, upper=0.35, lower=0.50),
-    "ah": _shape(jaw=0.38, lip=0.40, upper=0.15, lower=0.30),
-    "ao": _shape(jaw=0.34, lip=0.12, pucker=0.50, lower=0.05),
-    "ax": _shape(jaw=0.24, lip=0.50, upper=0.15, lower=0.40),
-    "eh": _shape(jaw=0.44, lip=0.55, width=0.30, upper=0.30, lower=0.50),
+    "aa": _shape(jaw=0.64, lip=0.45, upper=0.15, lower=0.40),
+    "ae": _shape(jaw=0.40, lip=0.50, width=0.30, upper=0.35, lower=0.50),
+    "ah": _shape(jaw=0.34, lip=0.30, upper=0.10, lower=0.25),
+    "ao": _shape(jaw=0.29, lip=0.02, width=-0.08, pucker=0.56, lower=0.04),
+    "ax": _shape(jaw=0.27, lip=0.60, upper=0.15, lower=0.45),
+    "eh": _shape(jaw=0.47, lip=0.60, width=0.25, upper=0.28, lower=0.55),
     "er": _shape(jaw=0.20, lip=0.25, pucker=0.35, upper=0.10, lower=0.15),
-    "ih": _shape(jaw=0.32, lip=0.50, width=0.25, upper=0.25, lower=0.45),
-    "iy": _shape(jaw=0.25, lip=0.50, width=0.50, upper=0.30, lower=0.50, smile=0.25),
+    "ih": _shape(jaw=0.45, lip=0.54, width=0.23, upper=0.24, lower=0.50),
+    "iy": _shape(jaw=0.36, lip=0.70, width=0.50, upper=0.32, lower=0.60, smile=0.25),
     "uh": _shape(jaw=0.22, lip=0.30, pucker=0.45, upper=0.10, lower=0.15),
-    "uw": _shape(jaw=0.19, lip=0.20, pucker=0.70),
-    "oo": _shape(jaw=0.30, lip=0.15, pucker=0.60, upper=0.05, lower=0.10),
-    "ee": _shape(jaw=0.40, lip=0.55, width=0.40, upper=0.30, lower=0.50, smile=0.1),
+    "uw": _shape(jaw=0.08, lip=0.40, width=0.15, pucker=0.72, lower=0.12),
+    "oo": _shape(jaw=0.40, lip=0.20, pucker=0.60, upper=0.05, lower=0.10),
+    "ee": _shape(jaw=0.52, lip=0.68, width=0.40, upper=0.30, lower=0.60, smile=0.10),
     "yu": _shape(jaw=0.15, lip=0.20, pucker=0.75, upper=0.10),
-    "iz": _shape(jaw=0.16, lip=0.50, width=0.30, upper=0.30, lower=0.50),
-    "ir": _shape(jaw=0.16, lip=0.45, pucker=0.20, upper=0.20, lower=0.40),
+    "iz": _shape(jaw=0.16, lip=0.55, width=0.30, upper=0.30, lower=0.50),
+    "ir": _shape(jaw=0.18, lip=0.48, pucker=0.20, upper=0.25, lower=0.42),
     "p": _CLOSED,
     "b": _CLOSED,
     "m": _CLOSED,
     "f": _TUCKED,
     "v": _TUCKED,
-    "th": _DENTAL,
-    "dh": _DENTAL,
-    "t": _STOP,
-    "d": _STOP,
-    "n": _shape(jaw=0.24, lip=0.45, upper=0.15, lower=0.35, tongue=0.6),
-    "l": _shape(jaw=0.24, lip=0.35, upper=0.10, lower=0.20, tongue=0.9),
-    "s": _SIBILANT,
-    "z": _SIBILANT,
-    "ts": _SIBILANT,
+    "th": _shape(jaw=0.02, lip=0.38, upper=0.15, lower=0.29, tongue=1.0),
+    "dh": _shape(jaw=-0.05, lip=0.20, upper=0.12, lower=0.24, tongue=1.0),
+    "t": _shape(jaw=0.30, lip=0.65, upper=0.22, lower=0.46, tongue=0.3),
+    "d": _shape(jaw=0.22, lip=0.52, upper=0.20, lower=0.40, tongue=0.3),
+    "n": _shape(lip=0.25, upper=0.10, lower=0.27, tongue=0.6),
+    "l": _shape(jaw=0.20, lip=0.31, width=-0.08, upper=0.09, lower=0.21, tongue=0.9),
+    "s": _S,
+    "z": _shape(jaw=0.05, lip=0.65, width=0.12, pucker=0.06, upper=0.36, lower=0.58),
+    "ts": _S,
     "sh": _SH,
     "zh": _SH,
     "ch": _SH,
@@ -108,15 +106,73 @@ SHAPES: dict[str, tuple[float, ...]] = {
     "xx": _PALATAL,
     "jj": _PALATAL,
     "qq": _PALATAL,
-    "k": _VELAR,
-    "g": _VELAR,
-    "ng": _VELAR,
+    "k": _shape(jaw=0.38, lip=0.52, upper=0.16, lower=0.35),
+    "g": _shape(jaw=0.29, lip=0.70, upper=0.17, lower=0.42),
+    "ng": _shape(jaw=0.30, lip=0.50, upper=0.15, lower=0.35),
     "hh": _shape(jaw=0.30, lip=0.45, upper=0.15, lower=0.30),
-    "r": _shape(jaw=0.15, lip=0.10, pucker=0.45, upper=0.05, lower=0.05),
-    "w": _shape(jaw=0.08, pucker=0.85),
-    "y": _shape(jaw=0.22, lip=0.45, width=0.40, upper=0.25, lower=0.40),
+    "r": _shape(jaw=-0.01, lip=-0.20, pucker=0.50, upper=-0.03, lower=-0.09),
+    "w": _shape(jaw=-0.06, lip=-0.26, pucker=0.83, upper=-0.09, lower=-0.13),
+    "y": _shape(jaw=0.27, lip=0.47, width=0.39, upper=0.25, lower=0.40),
     "pau": _shape(),
 }
+
+
+class Strength(NamedTuple):
+    """How strongly a phone pulls jaw, lip edges, width and rounding towards its shape."""
+
+    jaw: float
+    lips: float
+    width: float
+    pucker: float
+
+
+_LABIAL_PULL, _TUCK_PULL = Strength(1.0, 1.6, 0.8, 0.3), Strength(0.8, 1.6, 0.5, 0.3)
+_SH_PULL, _RETROFLEX_PULL = Strength(0.75, 0.5, 1.2, 1.6), Strength(0.75, 0.6, 0.5, 0.8)
+_PALATAL_PULL, _S_PULL = Strength(0.7, 0.7, 0.4, 0.5), Strength(0.4, 2.0, 0.26, 1.1)
+
+STRENGTHS: dict[str, Strength] = {
+    "aa": Strength(0.9, 0.7, 0.3, 2.0),
+    "ae": Strength(0.6, 0.8, 0.5, 0.6),
+    "ah": Strength(0.75, 0.95, 1.05, 0.6),
+    "ao": Strength(1.0, 1.15, 1.2, 2.0),
+    "ax": Strength(0.9, 1.0, 1.1, 1.2),
+    "eh": Strength(0.9, 1.1, 0.6, 1.1),
+    "er": Strength(1.0, 1.0, 1.0, 1.0),
+    "ih": Strength(0.55, 0.5, 1.1, 0.95),
+    "iy": Strength(0.5, 0.8, 1.3, 0.7),
+    "uh": Strength(1.0, 1.0, 1.5, 2.0),
+    "uw": Strength(0.65, 0.9, 0.8, 1.0),
+    "oo": Strength(1.3, 0.9, 1.3, 1.6),
+    "ee": Strength(1.3, 1.8, 0.5, 0.55),
+    "yu": Strength(1.0, 1.0, 1.5, 2.0),
+    "iz": Strength(1.0, 1.0, 1.0, 1.0),
+    "ir": Strength(1.0, 1.0, 1.0, 1.0),
+    **dict.fromkeys(("p", "b", "m"), _LABIAL_PULL),
+    **dict.fromkeys(("f", "v"), _TUCK_PULL),
+    "th": Strength(0.45, 0.3, 0.3, 0.35),
+    "dh": Strength(1.0, 0.5, 0.3, 0.35),
+    "t": Strength(0.2, 0.3, 0.26, 0.28),
+    "d": Strength(0.28, 0.28, 0.35, 0.8),
+    "n": Strength(0.15, 0.1, 0.16, 0.4),
+    "l": Strength(0.7, 0.2, 0.55, 0.15),
+    "s": _S_PULL,
+    "ts": _S_PULL,
+    "z": Strength(0.6, 0.6, 0.6, 0.4),
+    **dict.fromkeys(("sh", "zh", "ch", "jh"), _SH_PULL),
+    **dict.fromkeys(("sr", "cr", "rr"), _RETROFLEX_PULL),
+    **dict.fromkeys(("xx", "jj", "qq"), _PALATAL_PULL),
+    "k": Strength(0.45, 0.25, 0.25, 0.33),
+    "g": Strength(0.2, 0.5, 0.4, 0.26),
+    "ng": Strength(0.2, 0.3, 0.3, 0.3),
+    "hh": Strength(0.08, 0.08, 0.08, 0.08),
+    "r": Strength(0.65, 1.5, 0.6, 1.4),
+    "w": Strength(0.6, 1.7, 1.25, 2.1),
+    "y": Strength(0.37, 0.32, 0.26, 0.26),
+    "pau": Strength(0.8, 0.8, 0.8, 0.8),
+}
+# s in which a phone's pull falls to a third, before and after it: rounding and width outlast their phone.
+REACH_BEFORE = Strength(0.038, 0.057, 0.044, 0.035)
+REACH_AFTER = Strength(0.042, 0.022, 0.096, 0.123)
 
 # A diphthong is its two ends, the first for the larger part of the time.
 DIPHTHONGS = {
@@ -140,48 +196,13 @@ DIPHTHONGS = {
 FIRST_PART = 0.55
 
 
-def _set(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-VOWELS = _set("aa ae ah ao ax eh er ih iy uh uw oo ee yu iz ir")
-_ROUNDED = _set("uw oo yu w sh zh ch jh uh ao")
-_SIBILANTS = _set("s z ts sh zh ch jh xx jj qq sr cr rr")
-_LABIALS = _set("p b m f v")
-_VELARS = _set("k g ng")
 _PART_OF_CLOSURE = {"p": 0.65, "b": 0.85, "m": 1.0}
 
-_JAW, _PUCKER, _WIDTH = (PARAMETER_INDEX[name] for name in ("jaw_open", "pucker", "lip_width"))
-_LIPS = [PARAMETER_INDEX[name] for name in ("lip_open", "upper_lip_raise", "lower_lip_drop")]
+_JAW = PARAMETER_INDEX["jaw_open"]
 _EVENT_COLUMNS = [PARAMETER_INDEX[name] for name in EVENTS]
-
-# Fall of the dominance, s: the lips round early and long, the jaw is quick.
-REACH = np.full(len(NAMES), 0.06)
-REACH[_PUCKER], REACH[_WIDTH] = 0.08, 0.07
-
-
-def dominance(name: str) -> np.ndarray:
-    """(10,) strength with which a phone pulls each rig parameter towards its shape."""
-    strength = np.full(len(NAMES), 1.0)
-    if name in VOWELS:
-        strength[_JAW] = 0.7 if name == "ax" else 1.0
-    elif name == "pau":
-        strength[:] = 0.8
-    elif name == "hh":
-        strength[:] = 0.08
-    else:
-        strength[:] = 0.3
-        if name in _SIBILANTS:
-            strength[_JAW] = 0.8
-            strength[_LIPS] = 0.5
-        elif name in _LABIALS:
-            strength[_JAW] = 0.7
-            strength[_LIPS] = 2.0
-        elif name in _VELARS:
-            strength[_JAW] = 0.2
-    if name in _ROUNDED:
-        strength[_PUCKER], strength[_WIDTH] = 2.0, 1.5
-    return strength
+# Which strength rules each rig parameter; the smile comes and goes with the width.
+_RULED_BY = {"jaw_open": "jaw", "lip_width": "width", "smile": "width", "pucker": "pucker"}
+_RULES = [Strength._fields.index(_RULED_BY.get(name, "lips")) for name in NAMES]
 
 
 def split_diphthongs(phones: Sequence[Phone]) -> list[Phone]:
@@ -203,7 +224,7 @@ def _trapezoid(times: np.ndarray, start: float, end: float) -> np.ndarray:
 
 
 def speaking(phones: Sequence[Phone], times: np.ndarray) -> np.ndarray:
-    """(T,) how much of the shapes shows: 1 in speech, 0 from 180 ms after it until 140 ms before it."""
+    """(T,) how much of the shapes shows: 1 in speech, 0 from 180 ms after it until 200 ms before it."""
     shown = np.zeros(len(times))
     for phone in phones:
         if phone.name != "pau":
@@ -224,17 +245,19 @@ def closures(phones: Sequence[Phone]) -> list[tuple[float, float]]:
 
 
 def _blend(phones: Sequence[Phone], times: np.ndarray) -> np.ndarray:
-    """(T, 10) the phones' shapes averaged by dominance."""
+    """(T, 10) the phones' shapes averaged by dominance, none beyond its range's lower end."""
     middles = np.array([(phone.start + phone.end) / 2 for phone in phones])
-    halves = np.array([(phone.end - phone.start) / 4 for phone in phones])
-    distance = np.maximum(np.abs(times - middles[:, None]) - halves[:, None], 0)  # (P, T)
-    curves = np.empty((len(times), len(NAMES)))
+    halves = np.array([(phone.end - phone.start) / 4 for phone in phones])[:, None]
+    distance = times - middles[:, None]  # (P, T)
+    early, late = np.maximum(-distance - halves, 0), np.maximum(distance - halves, 0)
     shapes = np.array([SHAPES[phone.name] for phone in phones])
-    strengths = np.array([dominance(phone.name) for phone in phones])
-    for i, reach in enumerate(REACH):
-        pull = strengths[:, i, None] * np.exp(-distance / reach) + 1e-9
+    strengths = np.array([STRENGTHS[phone.name] for phone in phones])
+    curves = np.empty((len(times), len(NAMES)))
+    for i, rule in enumerate(_RULES):
+        fall = np.exp(-early / REACH_BEFORE[rule] - late / REACH_AFTER[rule])
+        pull = strengths[:, rule, None] * fall + 1e-9
         curves[:, i] = (pull * shapes[:, i, None]).sum(0) / pull.sum(0)
-    return curves
+    return np.maximum(curves, [parameter.low for parameter in RIG_PARAMETERS])
 
 
 def _smooth(curves: np.ndarray) -> np.ndarray:

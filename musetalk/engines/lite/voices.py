@@ -26,6 +26,7 @@ import numpy as np
 from musetalk.engines.lite.phones import DIPHTHONGS, SHAPES, Phone
 
 SAMPLE_RATE = 16_000  # Hz
+NOISE_SEED = 1  # of the noise that neural voices add
 Language = Literal["en", "cmn"]
 
 
@@ -388,6 +389,7 @@ def _with_output(model_bytes: bytes, tensor: str) -> Any:
     options.intra_op_num_threads = 2
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    onnxruntime.set_seed(NOISE_SEED)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -112,10 +112,11 @@ def _write_tracks(folder: Path, track: np.ndarray) -> None:
     soundfile.write(folder / "s1.flac", np.concatenate([_speech()[:48_000], second]), 16_000)
 
 
-def test_real_tracks_are_scaled_to_a_natural_opening_over_rest(tmp_path):
+def test_real_tracks_are_scaled_to_a_natural_opening_and_width_over_rest(tmp_path):
     pytest.importorskip("soundfile", reason="needs the full environment (make install-full)")
     track = np.full((75, 10), 0.5)
     track[:, 0] = np.linspace(0, 0.4, 75)
+    track[38:, 3] += np.resize([0.1, -0.1], 37)
     track[3] = np.nan
     _write_tracks(tmp_path, track)
     (speaker,) = corpus.read_tracks(tmp_path)
@@ -125,7 +126,9 @@ def test_real_tracks_are_scaled_to_a_natural_opening_over_rest(tmp_path):
     assert np.flatnonzero(known)[:3].tolist() == [1, 3, 5]  # frame middles: 20 ms, 60 ms, …
     assert not known[7]
     assert np.percentile(samples[0].truth[known, 0], 95) == pytest.approx(corpus.NATURAL_OPENING, rel=0.05)
-    np.testing.assert_allclose(samples[0].truth[known, 1], 0, atol=1e-3)  # width at rest all along
+    width = samples[0].truth[known, 1]
+    np.testing.assert_allclose(width[:37], 0, atol=1e-3)  # at rest
+    assert width.std() == pytest.approx(corpus.NATURAL_WIDTH, rel=0.02)
 
 
 @pytest.mark.parametrize("content", [None, b"not an archive"])

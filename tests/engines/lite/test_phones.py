@@ -27,9 +27,11 @@ def _at(curves: np.ndarray, seconds: float, name: str) -> float:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_shape_lies_in_the_parameters_ranges(name):
-    for value, parameter in zip(SHAPES[name], RIG_PARAMETERS, strict=True):
-        assert parameter.low <= value <= parameter.high
+def test_curves_stay_in_the_parameters_ranges_even_beside_closures(name):
+    curves = mouth_curves(_said("p", name, "w", name, "aa"), 80)
+    for column, parameter in zip(curves.T, RIG_PARAMETERS, strict=True):
+        assert parameter.low <= column.min()
+        assert column.max() <= parameter.high
 
 
 def test_diphthongs_end_in_shapes():
@@ -68,6 +70,18 @@ def test_lips_round_for_u_and_spread_for_i():
     curves = mouth_curves(_said("iy", "iy", "uw", "uw"), 80)
     assert _at(curves, 0.6, "lip_width") > 0.3
     assert _at(curves, 0.8, "pucker") > 0.55
+
+
+def test_w_and_r_nearly_close_the_lips_between_open_vowels():
+    for name in ("w", "r"):
+        opening = _opening(mouth_curves(_said("aa", "aa", name, "aa", "aa"), 80))
+        assert opening[round(0.75 * 50)] < 0.45 * opening[round(0.6 * 50)]
+
+
+def test_the_mouth_opens_quicker_than_it_unrounds():
+    curves = mouth_curves(_said("iy", "uw", "iy", length=0.2), 80)
+    before, after = (_at(curves, time, "pucker") for time in (0.66, 0.94))
+    assert after > 1.3 * before
 
 
 def test_rounding_spreads_to_consonants_that_have_none_of_their_own():

@@ -135,7 +135,7 @@ def test_a_perfect_network_scores_perfectly():
         np.zeros((300, 5, 384), np.float16), np.zeros(300, np.float32), truth, np.ones(300, np.float32)
     )
     found = report.synthetic_scores([sample], lambda s: s.truth)
-    assert found.opening.r == found.width.r == pytest.approx(1)
+    assert [found.opening.r, found.width.r] == pytest.approx([1, 1])
     assert found.closure_rate == found.tuck_f == 1
     assert found.silence_deviation == 0
     held = report.synthetic_scores(
