@@ -190,7 +190,7 @@ def _render(
     for upper, lower, brow in EYES:
         points = mesh[:, :2]
         _close_eye(still, points[list(upper)], points[list(lower)], points[list(brow)], head, pose.lids)
-    free = np.ones((lattice.rows, lattice.columns, 1), np.float32)
+    free = np.full((lattice.rows, lattice.columns, 1), np.inf, np.float32)
     back, _ = warp.invert(moved, free, lattice)
     places = warp.enlarge(back, lattice, lattice.rect) + warp.pixel_grid(lattice.rect)
     result = frame.copy()

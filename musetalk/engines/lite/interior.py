@@ -36,6 +36,8 @@ TEETH_DEPTH = 0.05  # behind the lips
 OWN_TEETH_AREA = 0.002  # square eye distances that count as teeth shown
 OWN_TEETH_FRAMES = 0.8  # of a video's frames
 WARM_SHADOW = (0.34, 0.22, 0.0)  # BGR; how much more blue and green shadows lose than red
+PUCKER_SHADE = 0.55  # of the light on the teeth that fully rounded lips take
+RIM = 0.008  # eye distances of lip that are seen from inside above the lower lip
 TONGUE_TOP = 0.048  # below the closed lips' line with the jaw shut
 
 
@@ -343,13 +345,13 @@ def paint(
     shade = _depth_shade(into_upper, contact, 0.10)
     for layer, shift, light in (
         (layers.tongue, pose.tongue_shift, 1 + 0.4 * pose.tongue_up),
-        (layers.lower_teeth, pose.jaw_shift, 1 - 0.32 * pose.pucker),
+        (layers.lower_teeth, pose.jaw_shift, 1 - PUCKER_SHADE * pose.pucker),
     ):
         picture = _lit_over(_shifted(layer, window, shift), shade, light, picture)
     upper = layers.upper_teeth[window]
     shade = _depth_shade(into_upper, contact, 0.045)
-    picture = _lit_over(upper, shade, 1 - 0.32 * pose.pucker, picture)
-    rim = 0.75 * (1 - pose.tuck) * np.exp(-(np.minimum(above_lower * (1 / 0.012), 5) ** 2))
+    picture = _lit_over(upper, shade, 1 - PUCKER_SHADE * pose.pucker, picture)
+    rim = 0.75 * (1 - pose.tuck) * np.exp(-(np.minimum(above_lower * (1 / RIM), 5) ** 2))
     picture *= three_planes(1 - rim)
     picture += tinted(rim, 0.62 * palette.lip)
     return picture, upper[..., 3] * layers.front[window]

@@ -45,9 +45,18 @@ LIP_REACH = 0.62  # eye distances, half the span of the lip tables
 LIP_SAMPLES = 249
 LIP_MARGIN = 0.006  # eye distances
 UPPER_SHARE = 0.45  # of parted lips' gap that the upper lip closes
+HIDDEN = 0.013  # eye distances of a gap between lips that neither a person nor a face mesh sees
+SEEN = 0.08  # eye distances of opening from which little of it is hidden
 PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, and mostly its to close
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
+WIDTH_SEEN = 1.2  # corners move farther than asked, because a face mesh sees only part of their way
+PUCKER_SEEN = 1.15
+JAW_SPREAD = 0.006  # eye distances that each corner goes out with the jaw, so that a mesh sees it stay
+SMILE_SPREAD = 0.002  # eye distances
+LARGEST_CURL = 0.12  # eye distances that a smile's corners are above its middle
+ROUND_HOLE = 0.82  # of the mouth's half width where fully rounded lips still part
+FLATTENED = 0.7  # of a smile's curl that a full pucker takes away
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
 LARGEST_SWING = 0.04  # eye distances
 JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
@@ -90,6 +99,7 @@ class Lips(NamedTuple):
         nose, chin: down coordinates of the nose's base (< 0) and of the chin.
         width: of the outer lips.
         share: of the gap that the upper lip closes.
+        curl: how much higher the corners are than the middle of the closed lips' line.
         scale: opening of this mouth in units of a usual one's.
     """
 
@@ -104,6 +114,7 @@ class Lips(NamedTuple):
     chin: float
     width: float
     share: float
+    curl: float
     scale: float
 
     @property
@@ -166,6 +177,7 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
     along = 2 * (grid - head[78, 0]) / (head[308, 0] - head[78, 0]) - 1
     widening = motion.swing / 2 * np.maximum(1 - along**2, 0)
     width = float(np.linalg.norm(head[291] - head[61]))
+    curl = float(np.interp(0, grid, middle) - head[[78, 308], 1].mean())
     return Lips(
         grid=grid,
         upper=np.minimum(upper, middle) - widening,
@@ -178,11 +190,17 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
         chin=float(max(head[CHIN, 1], 0.25)),
         width=width,
         share=UPPER_SHARE * parted / gap + UPPER_LIFT * (1 - parted / gap),
-        scale=float(np.clip(width / USUAL_MOUTH, 0.78, 1.05)),
+        curl=float(np.clip(curl, 0, LARGEST_CURL)),
+        scale=float(np.clip(np.sqrt(width / USUAL_MOUTH), 0.85, 1.05)),
     )
 
 
 _OPENER = {"jaw_open": "jaw_lips"}
+
+
+def _parted(opening: np.ndarray) -> np.ndarray:
+    """The gap to draw for an opening asked for, eye distances: narrow gaps are seen as shut lips."""
+    return opening + HIDDEN * (1 - np.exp(-opening / HIDDEN)) * np.exp(-opening / SEEN)
 
 
 def coefficients(parameters: np.ndarray) -> np.ndarray:
@@ -202,8 +220,11 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
         "upper_lip_raise": value["upper_lip_raise"] * apart,
         "lower_lip_drop": value["lower_lip_drop"] * apart * untucked,
     }
-    opening = sum(gain * parts[_OPENER.get(name, name)] for name, gain in OPENING_GAIN.items())
-    parts["purse"] = opening * value["pucker"]
+    opening = np.asarray(sum(gain * parts[_OPENER.get(name, name)] for name, gain in OPENING_GAIN.items()))
+    parted = _parted(opening) / np.maximum(opening, 1e-6)
+    for name in OPENING_GAIN:
+        parts[_OPENER.get(name, name)] *= parted
+    parts["purse"] = opening * parted * value["pucker"]
     value |= parts
     return np.stack([value[name] for name in COEFFICIENTS], axis=1)
 
@@ -238,6 +259,7 @@ class _Place(NamedTuple):
 
     along: np.ndarray  # -1 at the left corner, 1 at the right, cut there; no unit
     arch: np.ndarray  # 1 at the middle of the mouth, 0 at and beyond the corners
+    hole: np.ndarray  # the same for rounded lips, which part in the middle only
     beside: np.ndarray  # 1 up to the corners, fading beyond
     depth: np.ndarray  # from the sheet's lip edge into the sheet, not below 0
     gap: np.ndarray  # the portrait's own opening
@@ -253,8 +275,10 @@ def _place(lips: Lips, points: np.ndarray, upper: bool) -> _Place:
     top = np.interp(right, lips.grid, lips.upper)
     bottom = np.interp(right, lips.grid, lips.lower)
     depth = top - down if upper else down - bottom
-    arch = 1 - np.abs(along) ** 2.4
-    return _Place(along, arch, np.exp(-((beyond / 0.24) ** 2)), np.maximum(depth, 0), bottom - top)
+    arch = 1 - np.abs(along) ** (2.4 if upper else 2.8)
+    hole = np.maximum(1 - (along / ROUND_HOLE) ** 2, 0) ** 0.75
+    beside = np.exp(-((beyond / 0.24) ** 2))
+    return _Place(along, arch, hole, beside, np.maximum(depth, 0), bottom - top)
 
 
 def _fade(depth: np.ndarray, reach: float) -> np.ndarray:
@@ -271,11 +295,16 @@ def _sideways(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     corner = place.along * place.beside
     near, wide = _fade(place.depth, 0.22), _fade(place.depth, 0.32)
     return {
-        "jaw_lips": -0.020 * corner * wide,
-        "lip_width": WIDTH_GAIN / 2 * corner * near,
-        "pucker": -PUCKER_WIDTH_LOSS / 2 * max(1.0, lips.width / USUAL_MOUTH) * corner * near,
-        "smile": 0.025 * corner * wide,
+        "jaw_lips": JAW_SPREAD * corner * wide,
+        "lip_width": WIDTH_SEEN * WIDTH_GAIN / 2 * corner * near,
+        "pucker": -PUCKER_SEEN * PUCKER_WIDTH_LOSS / 2 * max(1.0, lips.width / USUAL_MOUTH) * corner * near,
+        "smile": SMILE_SPREAD * corner * wide,
     }
+
+
+def _flattened(lips: Lips, place: _Place) -> np.ndarray:
+    """How far down rounded lips bring the raised corners of a smile."""
+    return FLATTENED * lips.curl * place.along**2 * place.beside * _fade(place.depth, 0.36)
 
 
 def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
@@ -288,13 +317,13 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     return {
         "close": lips.share * (place.gap + 2 * cut_margin(place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner * cheek - UPPER_LIFT * arch * lip),
-        "lip_open": -0.4 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
+        "lip_open": -0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
         "lip_width": 0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "pucker": -0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
+        "pucker": _flattened(lips, place) - 0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
         "lip_press": 0.010 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
         "lip_tuck": -0.014 * arch * lip,
-        "purse": -0.35 * lips.scale * (arch**3 - arch) * lip,
+        "purse": -0.35 * lips.scale * (place.hole - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * cheek,
     }
 
@@ -312,13 +341,13 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
         "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
         "jaw_chin": CHIN_SHARE * CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
-        "lip_open": 0.6 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
+        "lip_open": 0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "lower_lip_drop": OPENING_GAIN["lower_lip_drop"] * lips.scale * arch * lip,
         "lip_width": -0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "pucker": 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
+        "pucker": _flattened(lips, place) + 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
         "lip_press": -0.011 * (1 - place.along**4) * _fade(depth, 1.1 * thickness),
         "lip_tuck": -0.012 * arch * _fade(depth, 0.9 * thickness),
-        "purse": 0.65 * lips.scale * (arch**3 - arch) * lip,
+        "purse": 0.65 * lips.scale * (place.hole - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * _fade(depth, 0.3),
     }
 
