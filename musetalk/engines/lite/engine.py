@@ -32,13 +32,14 @@ WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are
 KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or a dozen large ones
 JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
 TONGUE_SHARE = 0.30  # of the jaw's way that the tongue's back goes
+ROUNDED_EDGE = 0.02  # eye distances that the upper teeth show at most below fully rounded lips
 TONGUE_RISE = 0.035  # eye distances at tongue_up 1
 LOOKED_AT = 7  # template frames, about, that tell what the mouth's inside looks like
 FULL_MASK = 200  # of 255; where the blend mask is above, the face replaces the template's pixels
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
 LINE_STRENGTH = 0.65
-EDGE_SLOPE = 0.6  # of the way to the blend mask's edge that pixels may move; more would smear
+EDGE_SLOPE = 0.75  # of the way to the blend mask's edge that pixels may move; more would smear
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class PreparedFace:
         pixels: (h, w, 2) coordinates of the lattice's rectangle.
         between: (h, w) 1 between the mouth's corners, over the mouth's rectangle.
         contour: (2, 11, 2) pixels of the upper and the lower inner lip.
-        palette, layers: of the mouth's inside.
+        look, layers: of the mouth's inside.
     """
 
     measured: MeasuredFace
@@ -65,7 +66,7 @@ class PreparedFace:
     pixels: np.ndarray
     between: np.ndarray
     contour: np.ndarray
-    palette: interior.Palette
+    look: interior.Look
     layers: interior.Layers
 
     @property
@@ -267,7 +268,7 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
         pixels=warp.pixel_grid(rect),
         between=rig.between_corners(lips, measured.here),
         contour=measured.landmarks[[rig.INNER_UPPER, rig.INNER_LOWER], :2].astype(np.float32),
-        palette=look.palette,
+        look=look,
         layers=interior.paint_layers(own, measured.here, measured.distances, lips, look, pixel),
     )
 
@@ -366,8 +367,8 @@ def _draw_mouth(
     between = warp.sample(face.between, from_lower - corner, sharp=False)
     left, top = face.measured.mouth[:2]
     window = slice(y1 - top, y2 - top), slice(x1 - left, x2 - left)
-    pose = _pose(face.measured, parameters)
-    inside, teeth = interior.paint(face.layers, face.palette, window, into_upper, into_lower, pose)
+    pose = _pose(face, parameters)
+    inside, teeth = interior.paint(face.layers, face.look.palette, window, into_upper, into_lower, pose)
     eye_distance = face.measured.frame.eye_distance
     shown_upper, shown_lower = _shares(into_upper * eye_distance, into_lower * eye_distance)
     shown_lower *= 1 - pose.tuck * teeth * (1 - shown_upper)
@@ -377,16 +378,17 @@ def _draw_mouth(
     mixed = inside * interior.three_planes((1 - shown_upper - shown_lower) * (1 - line))
     mixed += upper_skin * interior.three_planes(shown_upper * (1 - line))
     mixed += lower_skin * interior.three_planes(shown_lower * (1 - line))
-    mixed += interior.tinted(line, face.palette.line) + 0.5
+    mixed += interior.tinted(line, face.look.palette.line) + 0.5
     result[y1:y2, x1:x2] = np.clip(mixed, 0, 255).astype(np.uint8)
 
 
-def _pose(measured: MeasuredFace, parameters: np.ndarray) -> interior.Pose:
+def _pose(face: PreparedFace, parameters: np.ndarray) -> interior.Pose:
     value = {name: float(parameters[i]) for name, i in PARAMETER_INDEX.items()}
-    down = measured.frame.axes[:, 1]
-    jaw = down * JAW_GAIN * measured.lips.scale * value["jaw_open"]
+    down = face.measured.frame.axes[:, 1]
+    jaw = down * JAW_GAIN * face.measured.lips.scale * value["jaw_open"]
     tongue = TONGUE_SHARE * jaw - down * TONGUE_RISE * value["tongue_up"]
-    return interior.Pose(jaw, tongue, value["tongue_up"], value["lip_tuck"], value["pucker"])
+    upper = -down * value["pucker"] * max(face.look.edge - ROUNDED_EDGE, 0)
+    return interior.Pose(upper, jaw, tongue, value["lip_tuck"], value["pucker"])
 
 
 def _shares(into_upper: np.ndarray, into_lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

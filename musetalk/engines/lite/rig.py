@@ -47,16 +47,17 @@ LIP_MARGIN = 0.006  # eye distances
 UPPER_SHARE = 0.45  # of parted lips' gap that the upper lip closes
 HIDDEN = 0.013  # eye distances of a gap between lips that neither a person nor a face mesh sees
 SEEN = 0.08  # eye distances of opening from which little of it is hidden
+TUCKED = 0.05  # eye distances that the lips part at most while the lower lip is at the upper teeth
 PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, and mostly its to close
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
-WIDTH_SEEN = 1.2  # corners move farther than asked, because a face mesh sees only part of their way
-PUCKER_SEEN = 1.15
-JAW_SPREAD = 0.006  # eye distances that each corner goes out with the jaw, so that a mesh sees it stay
-SMILE_SPREAD = 0.002  # eye distances
+WIDTH_SEEN = 1.0  # corners move farther than asked, because a face mesh sees only part of their way
+PUCKER_SEEN = 0.95
+SPREAD = {"jaw_lips": 0.015, "upper_lip_raise": 0.010, "lip_press": -0.004, "lip_tuck": -0.006, "smile": 0.010}
+"""Eye distances that each corner goes out with other movements, so that a face mesh sees it stay."""
 LARGEST_CURL = 0.12  # eye distances that a smile's corners are above its middle
-ROUND_HOLE = 0.82  # of the mouth's half width where fully rounded lips still part
-FLATTENED = 0.7  # of a smile's curl that a full pucker takes away
+ROUND_HOLE = 0.78  # of a usual mouth's half width where fully rounded lips still part
+FLATTENED = 0.9  # of a smile's curl that a full pucker takes away
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
 LARGEST_SWING = 0.04  # eye distances
 JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
@@ -195,9 +196,6 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
     )
 
 
-_OPENER = {"jaw_open": "jaw_lips"}
-
-
 def _parted(opening: np.ndarray) -> np.ndarray:
     """The gap to draw for an opening asked for, eye distances: narrow gaps are seen as shut lips."""
     return opening + HIDDEN * (1 - np.exp(-opening / HIDDEN)) * np.exp(-opening / SEEN)
@@ -206,26 +204,26 @@ def _parted(opening: np.ndarray) -> np.ndarray:
 def coefficients(parameters: np.ndarray) -> np.ndarray:
     """Field coefficients (B, len(COEFFICIENTS)) float32 of rig parameters (B, 10).
 
-    Pressed lips undo what parts them, while the jaw may stay down behind them; tucked lips hold the
-    lower lip at the upper teeth.
+    Pressed lips undo what parts them, while the jaw may stay down behind them; a tucked lower lip stays
+    at the upper teeth, and it is the upper lip that uncovers these.
     """
     value = {name: parameters[:, i].astype(np.float32) for name, i in PARAMETER_INDEX.items()}
-    apart = 1 - value["lip_press"]
-    untucked = 1 - value["lip_tuck"]
-    parts = {
+    apart, tuck = 1 - value["lip_press"], value["lip_tuck"]
+    asked = apart * np.asarray(sum(gain * value[name] for name, gain in OPENING_GAIN.items()))
+    gap = _parted(asked)
+    parted = apart * (gap / np.maximum(asked, 1e-6)) * (1 - tuck)
+    tucked = tuck * np.minimum(gap, TUCKED)
+    rest = {
         "close": np.ones(len(parameters), np.float32),
-        "jaw_lips": value["jaw_open"] * apart * (0.15 + 0.85 * untucked),
-        "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (0.5 + 0.5 * untucked),
-        "lip_open": value["lip_open"] * apart * untucked,
-        "upper_lip_raise": value["upper_lip_raise"] * apart,
-        "lower_lip_drop": value["lower_lip_drop"] * apart * untucked,
+        "jaw_lips": value["jaw_open"] * parted,
+        "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (1 - 0.5 * tuck),
+        "lip_open": value["lip_open"] * parted,
+        "upper_lip_raise": value["upper_lip_raise"] * parted
+        + 0.5 * tucked / OPENING_GAIN["upper_lip_raise"],
+        "lower_lip_drop": value["lower_lip_drop"] * parted + 0.5 * tucked / OPENING_GAIN["lower_lip_drop"],
+        "purse": gap * (1 - tuck) * np.minimum(1.3 * value["pucker"], 1),
     }
-    opening = np.asarray(sum(gain * parts[_OPENER.get(name, name)] for name, gain in OPENING_GAIN.items()))
-    parted = _parted(opening) / np.maximum(opening, 1e-6)
-    for name in OPENING_GAIN:
-        parts[_OPENER.get(name, name)] *= parted
-    parts["purse"] = opening * parted * value["pucker"]
-    value |= parts
+    value |= rest
     return np.stack([value[name] for name in COEFFICIENTS], axis=1)
 
 
@@ -276,7 +274,8 @@ def _place(lips: Lips, points: np.ndarray, upper: bool) -> _Place:
     bottom = np.interp(right, lips.grid, lips.lower)
     depth = top - down if upper else down - bottom
     arch = 1 - np.abs(along) ** (2.4 if upper else 2.8)
-    hole = np.maximum(1 - (along / ROUND_HOLE) ** 2, 0) ** 0.75
+    reach = ROUND_HOLE * min(1.0, USUAL_MOUTH / lips.width)
+    hole = np.maximum(1 - (along / reach) ** 2, 0) ** 0.75
     beside = np.exp(-((beyond / 0.24) ** 2))
     return _Place(along, arch, hole, beside, np.maximum(depth, 0), bottom - top)
 
@@ -294,11 +293,11 @@ def _sideways(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     """Movements to the head's right, the same on both sheets."""
     corner = place.along * place.beside
     near, wide = _fade(place.depth, 0.22), _fade(place.depth, 0.32)
-    return {
-        "jaw_lips": JAW_SPREAD * corner * wide,
+    stretched = max(1.0, lips.width / USUAL_MOUTH)
+    spread = {name: reach * corner * wide for name, reach in SPREAD.items()}
+    return spread | {
         "lip_width": WIDTH_SEEN * WIDTH_GAIN / 2 * corner * near,
-        "pucker": -PUCKER_SEEN * PUCKER_WIDTH_LOSS / 2 * max(1.0, lips.width / USUAL_MOUTH) * corner * near,
-        "smile": SMILE_SPREAD * corner * wide,
+        "pucker": -PUCKER_SEEN * PUCKER_WIDTH_LOSS / 2 * stretched**1.5 * corner * near,
     }
 
 
@@ -322,7 +321,7 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
         "lip_width": 0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
         "pucker": _flattened(lips, place) - 0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
         "lip_press": 0.010 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
-        "lip_tuck": -0.014 * arch * lip,
+        "lip_tuck": -0.006 * arch * lip,
         "purse": -0.35 * lips.scale * (place.hole - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * cheek,
     }
