@@ -40,6 +40,8 @@ OWN_TEETH_AREA = 0.002  # square eye distances that count as teeth shown
 OWN_TEETH_FRAMES = 0.8  # of a video's frames
 WARM_SHADOW = (0.34, 0.22, 0.0)  # BGR; how much more blue and green shadows lose than red
 PUCKER_SHADE = 0.55  # of the light on the teeth that fully rounded lips take
+LIT_GAP = 0.045  # eye distances between the lips that let all light in
+SLIT_LIGHT = 0.3  # of it that enters the narrowest gap
 RIM = 0.008  # eye distances of lip that are seen from inside above the lower lip
 TONGUE_TOP = 0.048  # below the closed lips' line with the jaw shut
 
@@ -355,6 +357,7 @@ def paint(
     above_lower = np.maximum(-into_lower, 0)
     picture = tinted(0.55 + 0.75 * np.exp(above_lower * (-1 / 0.05)), palette.cavity)
     light = (1 - PUCKER_SHADE * pose.pucker) * (1 - 0.4 * np.exp(np.minimum(into_upper, 0) * (1 / 0.007)))
+    light *= np.clip((into_upper + into_lower) * (-1 / LIT_GAP), SLIT_LIGHT, 1)
     shade = _depth_shade(into_upper, light, 0.10)
     picture = _lit_over(_shifted(layers.tongue, window, pose.tongue_shift), shade, picture)
     picture = _lit_over(_shifted(layers.lower_teeth, window, pose.jaw_shift), shade, picture)

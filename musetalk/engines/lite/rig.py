@@ -44,8 +44,9 @@ COEFFICIENTS = (
 LIP_REACH = 0.62  # eye distances, half the span of the lip tables
 LIP_SAMPLES = 249
 LIP_MARGIN = 0.006  # eye distances
+BLEED = 1.5  # pixels over which teeth bleed into the lips' colour, more in video
 UPPER_SHARE = 0.45  # of parted lips' gap that the upper lip closes
-HIDDEN = 0.013  # eye distances of a gap between lips that neither a person nor a face mesh sees
+HIDDEN = 0.011  # eye distances of a gap between lips that neither a person nor a face mesh sees
 SEEN = 0.08  # eye distances of opening from which little of it is hidden
 TUCKED = 0.05  # eye distances that the lips part at most while the lower lip is at the upper teeth
 PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, and mostly its to close
@@ -102,6 +103,7 @@ class Lips(NamedTuple):
         share: of the gap that the upper lip closes.
         curl: how much higher the corners are than the middle of the closed lips' line.
         scale: opening of this mouth in units of a usual one's.
+        margin: of an open mouth's lips that shows more teeth than lip.
     """
 
     grid: np.ndarray
@@ -117,6 +119,7 @@ class Lips(NamedTuple):
     share: float
     curl: float
     scale: float
+    margin: float
 
     @property
     def seam(self) -> float:
@@ -193,6 +196,7 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
         share=UPPER_SHARE * parted / gap + UPPER_LIFT * (1 - parted / gap),
         curl=float(np.clip(curl, 0, LARGEST_CURL)),
         scale=float(np.clip(np.sqrt(width / USUAL_MOUTH), 0.85, 1.05)),
+        margin=max(LIP_MARGIN, BLEED / frame.eye_distance),
     )
 
 
@@ -314,7 +318,7 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     thickness = lips.upper_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": lips.share * (place.gap + 2 * cut_margin(place.gap)) * lip,
+        "close": lips.share * (place.gap + 2 * cut_margin(lips, place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner * cheek - UPPER_LIFT * arch * lip),
         "lip_open": -0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
@@ -337,7 +341,7 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
     thickness = lips.lower_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(place.gap)) * lip,
+        "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(lips, place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
         "jaw_chin": CHIN_SHARE * CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
         "lip_open": 0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
@@ -370,9 +374,9 @@ def movement_fields(frame: HeadFrame, lips: Lips, points: np.ndarray) -> np.ndar
     return fields
 
 
-def cut_margin(gap: np.ndarray) -> np.ndarray:
+def cut_margin(lips: Lips, gap: np.ndarray) -> np.ndarray:
     """How much of each lip of an open portrait is cut away, because teeth shine through its edge."""
-    return np.minimum(LIP_MARGIN, 0.2 * gap)
+    return np.minimum(lips.margin, 0.2 * gap)
 
 
 def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
@@ -390,7 +394,7 @@ def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
         edge = np.interp(right, lips.grid, table)
         distances[..., sheet] = sign * (down - edge) / np.interp(right, lips.grid, steepness)
     gap = np.interp(right, lips.grid, lips.lower - lips.upper)
-    distances += (np.minimum(2 * beside, 0.05) - cut_margin(gap))[..., None]
+    distances += (np.minimum(2 * beside, 0.05) - cut_margin(lips, gap))[..., None]
     return distances
 
 
