@@ -46,6 +46,8 @@ EYES = (
 )  # upper lid, lower lid, lower edge of the brow, left to right
 BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
 UPPER_LID_SHARE = 0.88  # of the eye's opening that the upper lid closes
+LID_OVERLAP = 0.010  # eye distances that a shut lid goes beyond the mesh's lower lid, which often lies too high
+LID_SKIN = 0.85  # of the way up to the brow whose skin follows the lid
 LASHES = 0.012  # eye distances of lashes below the upper lid's edge that go with it
 
 
@@ -238,8 +240,8 @@ def _close_eye(
     right, down = np.moveaxis(head.to_head(grid.astype(np.float64)), -1, 0)
     top, bottom = (_lid_edge(head.to_head(edge), right) for edge in (upper, lower))
     gap = np.maximum(bottom - top, 0) * shut
-    above, below = _lid_shares(right, upper, lower, head, gap)
-    lid = np.maximum(top - _lid_edge(head.to_head(brow), right), 0.05)
+    above, below = _lid_shares(right, upper, lower, head, gap, shut)
+    lid = np.maximum(LID_SKIN * (top - _lid_edge(head.to_head(brow), right)), 0.05)
     lowered = above * _follow((top + above + LASHES - down) / (lid + above + LASHES))
     raised = -below * _follow((down - bottom + below) / 0.12)
     eye = picture[y1:y2, x1:x2].astype(np.float32)
@@ -258,13 +260,14 @@ def _lid_edge(points: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _lid_shares(
-    right: np.ndarray, upper: np.ndarray, lower: np.ndarray, head: HeadFrame, gap: np.ndarray
+    right: np.ndarray, upper: np.ndarray, lower: np.ndarray, head: HeadFrame, gap: np.ndarray, shut: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far the upper lid comes down and the lower lid up, nothing beyond the eye's corners."""
     ends = head.to_head(np.concatenate([upper, lower]))[:, 0]
     inside = np.minimum(right - ends.min(), ends.max() - right)
     gap = gap * _smoothstep(inside / 0.03)
-    return UPPER_LID_SHARE * gap, (1 - UPPER_LID_SHARE) * gap
+    overlap = LID_OVERLAP * _smoothstep(gap / (2 * LID_OVERLAP)) * _smoothstep(2 * shut - 1)
+    return UPPER_LID_SHARE * gap + overlap, (1 - UPPER_LID_SHARE) * gap
 
 
 def _follow(away: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ FULL_MASK = 200  # of 255; where the blend mask is above, the face replaces the 
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
 LINE_STRENGTH = 0.65
+EDGE_REST = 0.025  # eye distances inside the blend mask's edge where nothing moves
 EDGE_SLOPE = 0.75  # of the way to the blend mask's edge that pixels may move; more would smear
 
 
@@ -254,7 +255,7 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
         look: the look of the mouth's inside, one for the whole template.
     """
     picture, head, lips, mouth = measured.picture, measured.frame, measured.lips, measured.mouth
-    room, rect = _room(mask_in_box, picture.shape[1], picture.shape[0])
+    room, rect = _room(mask_in_box, picture.shape[1], picture.shape[0], head.eye_distance)
     lattice = warp.lattice_over(rect)
     nodes = head.to_head(lattice.nodes())
     own = picture[mouth[1] : mouth[3], mouth[0] : mouth[2]]
@@ -315,7 +316,7 @@ def _mask_in_box(mask: np.ndarray, crop_box: Box, bbox: Box) -> np.ndarray:
     return inside
 
 
-def _room(mask: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Box]:
+def _room(mask: np.ndarray, width: int, height: int, eye_distance: float) -> tuple[np.ndarray, Box]:
     """How far pixels may move, float32 (height, width) pixels, and the rectangle where they may at all.
 
     0 from the mask's edge outwards: what the mask blends with the template's own pixels must not have
@@ -330,7 +331,7 @@ def _room(mask: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Box]:
     if not len(rows):
         return depth, everything
     low, high = np.array([columns[0], rows[0]]), np.array([columns[-1] + 1, rows[-1] + 1])
-    return EDGE_SLOPE * depth, _whole_rect(low, high, everything)
+    return EDGE_SLOPE * np.maximum(depth - EDGE_REST * eye_distance, 0), _whole_rect(low, high, everything)
 
 
 def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

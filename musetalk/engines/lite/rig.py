@@ -43,7 +43,7 @@ COEFFICIENTS = (
 )
 LIP_REACH = 0.62  # eye distances, half the span of the lip tables
 LIP_SAMPLES = 249
-LIP_MARGIN = 0.006  # eye distances
+LIP_MARGIN = 0.006, 0.015  # eye distances, the least and the most
 BLEED = 1.5  # pixels over which teeth bleed into the lips' colour, more in video
 UPPER_SHARE = 0.45  # of parted lips' gap that the upper lip closes
 HIDDEN = 0.011  # eye distances of a gap between lips that neither a person nor a face mesh sees
@@ -196,7 +196,7 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
         share=UPPER_SHARE * parted / gap + UPPER_LIFT * (1 - parted / gap),
         curl=float(np.clip(curl, 0, LARGEST_CURL)),
         scale=float(np.clip(np.sqrt(width / USUAL_MOUTH), 0.85, 1.05)),
-        margin=max(LIP_MARGIN, BLEED / frame.eye_distance),
+        margin=float(np.clip(BLEED / frame.eye_distance, *LIP_MARGIN)),
     )
 
 

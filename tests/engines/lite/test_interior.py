@@ -8,7 +8,7 @@ from musetalk.engines.lite import interior, rig, warp
 from tests.engines.lite.face_meshes import load_portrait
 
 INNER_LIPS = [*rig.INNER_UPPER, *rig.INNER_LOWER]
-REST = interior.Pose(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)
+REST = interior.Pose(np.zeros(2), np.zeros(2), np.zeros(2), 0.0, 0.0)
 
 
 def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, interior.Layers, np.ndarray]:
