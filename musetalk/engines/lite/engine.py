@@ -39,8 +39,8 @@ FULL_MASK = 200  # of 255; where the blend mask is above, the face replaces the 
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
 LINE_STRENGTH = 0.65
-EDGE_REST = 0.025  # eye distances inside the blend mask's edge where nothing moves
-EDGE_SLOPE = 0.75  # of the way to the blend mask's edge that pixels may move; more would smear
+EDGE_REST = 0.018  # eye distances inside the blend mask's edge where nothing moves
+EDGE_SLOPE = 0.85  # of the way to the blend mask's edge that pixels may move; more would smear
 
 
 @dataclass(frozen=True)
