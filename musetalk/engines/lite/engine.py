@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from musetalk.template import Template
 
 MESH_POINTS = 478
-WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
+WORKING_SIDE = 1024  # pixels; larger face boxes are made smaller before they are warped
 KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or a dozen large ones
 JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
 TONGUE_SHARE = 0.30  # of the jaw's way that the tongue's back goes
