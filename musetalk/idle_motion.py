@@ -46,7 +46,7 @@ EYES = (
 )  # upper lid, lower lid, lower edge of the brow, left to right
 BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
 UPPER_LID_SHARE = 0.88  # of the eye's opening that the upper lid closes
-LID_OVERLAP = 0.016  # eye distances that a shut lid goes beyond the mesh's lower lid, which often lies too high
+LID_OVERLAP = 0.016  # eye distances that a shut lid goes beyond the mesh's lower lid, often too high
 LID_SKIN = 0.85  # of the way up to the brow whose skin follows the lid
 LASH_SHADE = 0.45  # of the lid's colour, the lightest that lashes along a shut lid are
 LASHES = 0.012  # eye distances of lashes below the upper lid's edge that go with it
@@ -295,7 +295,7 @@ def _lid_shares(
     ends = head.to_head(np.concatenate([upper, lower]))[:, 0]
     inside = np.minimum(right - ends.min(), ends.max() - right)
     gap = gap * _smoothstep(inside / 0.018)
-    overlap = LID_OVERLAP * _smoothstep(gap / (2 * LID_OVERLAP)) * _smoothstep(2 * shut - 1)
+    overlap = LID_OVERLAP * _smoothstep(gap / (2 * LID_OVERLAP)) * max(2 * shut - 1, 0)
     return UPPER_LID_SHARE * gap + overlap, (1 - UPPER_LID_SHARE) * gap
 
 

@@ -52,9 +52,13 @@ TUCKED = 0.05  # eye distances that the lips part at most while the lower lip is
 PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, and mostly its to close
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
-WIDTH_SEEN = 1.0  # corners move farther than asked, because a face mesh sees only part of their way
-PUCKER_SEEN = 0.95
-SPREAD = {"jaw_lips": 0.015, "upper_lip_raise": 0.010, "lip_press": -0.004, "lip_tuck": -0.006, "smile": 0.010}
+SPREAD = {
+    "jaw_lips": 0.015,
+    "upper_lip_raise": 0.010,
+    "lip_press": -0.004,
+    "lip_tuck": -0.006,
+    "smile": 0.010,
+}
 """Eye distances that each corner goes out with other movements, so that a face mesh sees it stay."""
 LARGEST_CURL = 0.12  # eye distances that a smile's corners are above its middle
 ROUND_HOLE = 0.78  # of a usual mouth's half width where fully rounded lips still part
@@ -222,8 +226,7 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
         "jaw_lips": value["jaw_open"] * parted,
         "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (1 - 0.5 * tuck),
         "lip_open": value["lip_open"] * parted,
-        "upper_lip_raise": value["upper_lip_raise"] * parted
-        + 0.5 * tucked / OPENING_GAIN["upper_lip_raise"],
+        "upper_lip_raise": value["upper_lip_raise"] * parted + 0.5 * tucked / OPENING_GAIN["upper_lip_raise"],
         "lower_lip_drop": value["lower_lip_drop"] * parted + 0.5 * tucked / OPENING_GAIN["lower_lip_drop"],
         "purse": gap * (1 - tuck) * np.minimum(1.3 * value["pucker"], 1),
     }
@@ -300,8 +303,8 @@ def _sideways(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     stretched = max(1.0, lips.width / USUAL_MOUTH)
     spread = {name: reach * corner * wide for name, reach in SPREAD.items()}
     return spread | {
-        "lip_width": WIDTH_SEEN * WIDTH_GAIN / 2 * corner * near,
-        "pucker": -PUCKER_SEEN * PUCKER_WIDTH_LOSS / 2 * stretched**1.5 * corner * near,
+        "lip_width": WIDTH_GAIN / 2 * corner * near,
+        "pucker": -PUCKER_WIDTH_LOSS / 2 * stretched**1.5 * corner * near,
     }
 
 
