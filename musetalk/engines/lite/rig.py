@@ -64,6 +64,7 @@ LARGEST_CURL = 0.12  # eye distances that a smile's corners are above its middle
 ROUND_HOLE = 0.78  # of a usual mouth's half width where fully rounded lips still part
 FLATTENED = 0.9  # of a smile's curl that a full pucker takes away
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
+NEARLY_STILL = 0.03  # eye distances of opening within which a clip's mouth is still and the mesh in doubt
 LARGEST_SWING = 0.04  # eye distances
 JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
 CHIN_SHARE = 0.55  # of the jaw's descent that the chin shows: the blend mask pins the jaw line beside it
@@ -239,8 +240,8 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
 
     Every frame's fields close the gap between the lips; what else speech has moved is the jaw and the
     corners. The clip's median width and habitual (20th percentile) opening count as the speaker's rest.
-    Landmarks smoothed over time lag behind fast lips; a gap as wide as the widest within two frames
-    hides what they miss.
+    Landmarks smoothed over time lag behind fast lips, and now and then take parted lips for shut ones; a
+    gap as wide as the widest within two frames, or in the whole of a still clip, hides what they miss.
     """
 
     def span(first: int, second: int) -> np.ndarray:
@@ -254,9 +255,16 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
     rest[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
     jaw = JAW_OF_OPENING * np.maximum(opening - habit, 0) / (CHIN_SHARE * CHIN_GAIN)
     rest[:, COEFFICIENTS.index("jaw_chin")] = -np.minimum(jaw, 1)
-    widest = np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
-    swing = np.minimum(widest - opening, LARGEST_SWING)
+    swing = np.clip(_widest_near_by(opening) - opening, 0, LARGEST_SWING)
     return [OwnMotion(float(swing[i]), min(habit, PARTED), rest[i]) for i in range(len(meshes))]
+
+
+def _widest_near_by(opening: np.ndarray) -> np.ndarray:
+    """The widest of the openings (N,) within two frames of each, or of the clip if the mouth is nearly still."""
+    low, high = np.percentile(opening, [5, 95])
+    if high - low < NEARLY_STILL:
+        return np.full(len(opening), high)
+    return np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
 
 
 class _Place(NamedTuple):

@@ -167,9 +167,19 @@ def test_frames_beside_an_open_one_count_as_wider() -> None:
     mesh = load_portrait("hopper").mesh
     eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
     talking = mesh.copy()
-    talking[LOWER_LIP, 1] += 0.03 * eyes
+    talking[LOWER_LIP, 1] += 0.06 * eyes
     swings = [motion.swing for motion in rig.own_motions(np.stack([mesh] * 4 + [talking] + [mesh] * 4))]
-    np.testing.assert_allclose(swings, [0, 0, 0.03, 0.03, 0, 0.03, 0.03, 0, 0], atol=0.002)
+    widest = rig.LARGEST_SWING
+    np.testing.assert_allclose(swings, [0, 0, widest, widest, 0, widest, widest, 0, 0], atol=0.002)
+
+
+def test_frames_of_a_nearly_still_mouth_all_count_as_its_widest() -> None:
+    mesh = load_portrait("hopper").mesh
+    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    parted = mesh.copy()
+    parted[LOWER_LIP, 1] += 0.02 * eyes
+    swings = [motion.swing for motion in rig.own_motions(np.stack([mesh] * 6 + [parted] * 2 + [mesh] * 6))]
+    np.testing.assert_allclose(swings, [0.02] * 6 + [0, 0] + [0.02] * 6, atol=0.003)
 
 
 def test_the_jaw_s_share_of_a_gap_is_closed_from_below() -> None:
