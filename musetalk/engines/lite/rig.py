@@ -260,7 +260,7 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
 
 
 def _widest_near_by(opening: np.ndarray) -> np.ndarray:
-    """The widest of the openings (N,) within two frames of each, or of the clip if the mouth is nearly still."""
+    """The widest of the openings (N,) within two frames of each, or of the whole clip if nearly still."""
     low, high = np.percentile(opening, [5, 95])
     if high - low < NEARLY_STILL:
         return np.full(len(opening), high)
