@@ -53,7 +53,7 @@ PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, 
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
 SPREAD = {
-    "jaw_lips": 0.015,
+    "jaw_lips": 0.022,
     "upper_lip_raise": 0.010,
     "lip_press": -0.004,
     "lip_tuck": -0.006,
