@@ -205,9 +205,9 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
     )
 
 
-def _parted(opening: np.ndarray) -> np.ndarray:
-    """The gap to draw for an opening asked for, eye distances: narrow gaps are seen as shut lips."""
-    return opening + HIDDEN * (1 - np.exp(-opening / HIDDEN)) * np.exp(-opening / SEEN)
+def _hidden(opening: np.ndarray) -> np.ndarray:
+    """How much wider than asked, eye distances, a gap must be for lips to be seen as parted."""
+    return HIDDEN * (1 - np.exp(-opening / HIDDEN)) * np.exp(-opening / SEEN)
 
 
 def coefficients(parameters: np.ndarray) -> np.ndarray:
@@ -219,7 +219,7 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
     value = {name: parameters[:, i].astype(np.float32) for name, i in PARAMETER_INDEX.items()}
     apart, tuck = 1 - value["lip_press"], value["lip_tuck"]
     asked = apart * np.asarray(sum(gain * value[name] for name, gain in OPENING_GAIN.items()))
-    gap = _parted(asked)
+    gap = asked + apart * _hidden(asked)
     parted = apart * (gap / np.maximum(asked, 1e-6)) * (1 - tuck)
     tucked = tuck * np.minimum(gap, TUCKED)
     rest = {
