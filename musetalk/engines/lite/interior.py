@@ -214,7 +214,7 @@ def _row(
     middle = ((limits[1:] + limits[:-1]) / 2)[tooth]
     half = (np.diff(limits) / 2)[tooth]
     across = np.abs(side - middle) / half
-    rounding = 0.010 * across**4 * (1 - 0.7 * flatness) + 0.004 * (tooth % 2)
+    rounding = (1 - flatness) * (0.010 * across**4 + 0.004 * (tooth % 2))
     edge = -(down + arch + rounding)
     alpha = _soft(edge, BLUR * pixel) * _soft(limits[-1] - side, 0.02)
     wedge = np.exp(-np.maximum(edge, 0) / 0.02)
