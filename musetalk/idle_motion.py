@@ -46,6 +46,9 @@ EYES = (
 )  # upper lid, lower lid, lower edge of the brow, left to right
 BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
 UPPER_LID_SHARE = 0.88  # of the eye's opening that the upper lid closes
+LID_OVERLAP = 0.016  # eye distances that a shut lid goes beyond the mesh's lower lid, often too high
+LID_SKIN = 0.85  # of the way up to the brow whose skin follows the lid
+LASH_SHADE = 0.45  # of the lid's colour, the lightest that lashes along a shut lid are
 LASHES = 0.012  # eye distances of lashes below the upper lid's edge that go with it
 
 
@@ -190,7 +193,7 @@ def _render(
     for upper, lower, brow in EYES:
         points = mesh[:, :2]
         _close_eye(still, points[list(upper)], points[list(lower)], points[list(brow)], head, pose.lids)
-    free = np.ones((lattice.rows, lattice.columns, 1), np.float32)
+    free = np.full((lattice.rows, lattice.columns, 1), np.inf, np.float32)
     back, _ = warp.invert(moved, free, lattice)
     places = warp.enlarge(back, lattice, lattice.rect) + warp.pixel_grid(lattice.rect)
     result = frame.copy()
@@ -238,18 +241,46 @@ def _close_eye(
     right, down = np.moveaxis(head.to_head(grid.astype(np.float64)), -1, 0)
     top, bottom = (_lid_edge(head.to_head(edge), right) for edge in (upper, lower))
     gap = np.maximum(bottom - top, 0) * shut
-    above, below = _lid_shares(right, upper, lower, head, gap)
-    lid = np.maximum(top - _lid_edge(head.to_head(brow), right), 0.05)
+    above, below = _lid_shares(right, upper, lower, head, gap, shut)
+    lid = np.maximum(LID_SKIN * (top - _lid_edge(head.to_head(brow), right)), 0.05)
     lowered = above * _follow((top + above + LASHES - down) / (lid + above + LASHES))
     raised = -below * _follow((down - bottom + below) / 0.12)
+    edge = top + above + LASHES * (gap > 0)
+    skin_above = _lid_skin(picture, upper, brow) * LASH_SHADE
     eye = picture[y1:y2, x1:x2].astype(np.float32)
-    pixel = 1 / head.eye_distance
-    for shift, edge, sign in ((raised, bottom - below, 1), (lowered, top + above + LASHES * (gap > 0), -1)):
-        places = grid - (shift[..., None] * head.axes[:, 1]).astype(np.float32)
-        skin = warp.sample(picture, places).astype(np.float32)
-        covered = np.clip(sign * (down - edge) / pixel + 0.5, 0, 1) * (np.abs(shift) > 0)
-        eye += (skin - eye) * covered[..., None].astype(np.float32)
+    _cover(eye, picture, grid, head, raised, down - bottom + below, None)
+    lashes = shut * np.exp(-((np.maximum(edge - down, 0) / LASHES) ** 2))
+    _cover(eye, picture, grid, head, lowered, edge - down, (lashes, skin_above))
     picture[y1:y2, x1:x2] = np.clip(eye + 0.5, 0, 255).astype(np.uint8)
+
+
+def _cover(
+    eye: np.ndarray,
+    picture: np.ndarray,
+    grid: np.ndarray,
+    head: HeadFrame,
+    shift: np.ndarray,
+    depth: np.ndarray,
+    lashes: tuple[np.ndarray, np.ndarray] | None,
+) -> None:
+    """Draws a lid that moved by `shift` over `eye` where `depth` (h, w) into the lid is positive.
+
+    Args:
+        lashes: how much pixels (h, w) are the lashes', and the lightest colour (3,) lashes may have: what
+            the picture shows along an open lid's edge is the eye as often as the lashes.
+    """
+    places = grid - (shift[..., None] * head.axes[:, 1]).astype(np.float32)
+    skin = warp.sample(picture, places).astype(np.float32)
+    if lashes is not None:
+        skin += (np.minimum(skin, lashes[1]) - skin) * lashes[0][..., None].astype(np.float32)
+    covered = np.clip(depth * head.eye_distance + 0.5, 0, 1) * (np.abs(shift) > 0)
+    eye += (skin - eye) * covered[..., None].astype(np.float32)
+
+
+def _lid_skin(picture: np.ndarray, upper: np.ndarray, brow: np.ndarray) -> np.ndarray:
+    """The median colour (3,) half way from the lid's edge up to the brow."""
+    places = (upper[2:7] + brow) / 2
+    return np.median(warp.sample(picture, places[None].astype(np.float32), sharp=False)[0], axis=0)
 
 
 def _lid_edge(points: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -258,13 +289,14 @@ def _lid_edge(points: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _lid_shares(
-    right: np.ndarray, upper: np.ndarray, lower: np.ndarray, head: HeadFrame, gap: np.ndarray
+    right: np.ndarray, upper: np.ndarray, lower: np.ndarray, head: HeadFrame, gap: np.ndarray, shut: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far the upper lid comes down and the lower lid up, nothing beyond the eye's corners."""
     ends = head.to_head(np.concatenate([upper, lower]))[:, 0]
     inside = np.minimum(right - ends.min(), ends.max() - right)
-    gap = gap * _smoothstep(inside / 0.03)
-    return UPPER_LID_SHARE * gap, (1 - UPPER_LID_SHARE) * gap
+    gap = gap * _smoothstep(inside / 0.018)
+    overlap = LID_OVERLAP * _smoothstep(gap / (2 * LID_OVERLAP)) * max(2 * shut - 1, 0)
+    return UPPER_LID_SHARE * gap + overlap, (1 - UPPER_LID_SHARE) * gap
 
 
 def _follow(away: np.ndarray) -> np.ndarray:

@@ -103,3 +103,19 @@ def test_a_face_without_a_mesh_is_refused() -> None:
     frame, face = portrait_face()
     with pytest.raises(EngineError, match="mesh"):
         next(idle_frames(frame, Face(face.landmarks68, face.detection)))
+
+
+def test_a_shut_eye_shows_no_white() -> None:
+    frame, face = portrait_face("rendered_man")
+    frames = list(idle_frames(frame, face, seed=0))
+    shut = int(np.argmax([pose.lids for pose in idle_poses(0)]))
+    assert face.mesh is not None
+
+    def brightest(moving: np.ndarray, eye: Face) -> float:
+        assert eye.mesh is not None
+        x1, y1 = np.floor(eye.mesh[[33, 159, 145, 133]].min(axis=0)).astype(int)
+        x2, y2 = np.ceil(eye.mesh[[33, 159, 145, 133]].max(axis=0)).astype(int)
+        return float(np.percentile(moving[y1 - 2 : y2 + 3, x1 : x2 + 1].min(axis=-1), 97))
+
+    assert brightest(frame, face) > 100
+    assert brightest(*frames[shut]) < 95

@@ -28,17 +28,19 @@ if TYPE_CHECKING:
     from musetalk.template import Template
 
 MESH_POINTS = 478
-WORKING_SIDE = 640  # pixels; larger face boxes are made smaller before they are warped
+WORKING_SIDE = 1024  # pixels; larger face boxes are made smaller before they are warped
 KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or a dozen large ones
 JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
 TONGUE_SHARE = 0.30  # of the jaw's way that the tongue's back goes
+ROUNDED_EDGE = 0.02  # eye distances that the upper teeth show at most below fully rounded lips
 TONGUE_RISE = 0.035  # eye distances at tongue_up 1
 LOOKED_AT = 7  # template frames, about, that tell what the mouth's inside looks like
-FULL_MASK = 236  # of 255; where the blend mask is above, the face replaces the template's pixels
+FULL_MASK = 200  # of 255; where the blend mask is above, the face replaces the template's pixels
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
 LINE_STRENGTH = 0.65
-EDGE_RAMP = 0.15  # eye distances over which movement fades towards the blend mask's edge
+EDGE_REST = 0.018  # eye distances inside the blend mask's edge where nothing moves
+EDGE_SLOPE = 0.85  # of the way to the blend mask's edge that pixels may move; more would smear
 
 
 @dataclass(frozen=True)
@@ -49,23 +51,23 @@ class PreparedFace:
         measured: its picture and geometry.
         lattice: over the part of the picture that may move.
         fields: (2, coefficients, rows, columns, 2) pixels, of both sheets at the lattice's nodes.
-        hold: (rows, columns, 1) how freely nodes move.
+        room: (rows, columns, 1) pixels that nodes may move.
         node_distances: (rows, columns, 2) from the inner lip edges.
         pixels: (h, w, 2) coordinates of the lattice's rectangle.
         between: (h, w) 1 between the mouth's corners, over the mouth's rectangle.
         contour: (2, 11, 2) pixels of the upper and the lower inner lip.
-        palette, layers: of the mouth's inside.
+        look, layers: of the mouth's inside.
     """
 
     measured: MeasuredFace
     lattice: warp.Lattice
     fields: np.ndarray
-    hold: np.ndarray
+    room: np.ndarray
     node_distances: np.ndarray
     pixels: np.ndarray
     between: np.ndarray
     contour: np.ndarray
-    palette: interior.Palette
+    look: interior.Look
     layers: interior.Layers
 
     @property
@@ -253,7 +255,7 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
         look: the look of the mouth's inside, one for the whole template.
     """
     picture, head, lips, mouth = measured.picture, measured.frame, measured.lips, measured.mouth
-    freedom, rect = _freedom(mask_in_box, picture.shape[1], picture.shape[0], head.eye_distance)
+    room, rect = _room(mask_in_box, picture.shape[1], picture.shape[0], head.eye_distance)
     lattice = warp.lattice_over(rect)
     nodes = head.to_head(lattice.nodes())
     own = picture[mouth[1] : mouth[3], mouth[0] : mouth[2]]
@@ -262,12 +264,12 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
         measured=measured,
         lattice=lattice,
         fields=rig.movement_fields(head, lips, nodes),
-        hold=warp.reduce(freedom, lattice),
+        room=warp.reduce(room, lattice),
         node_distances=rig.edge_distances(lips, nodes),
         pixels=warp.pixel_grid(rect),
         between=rig.between_corners(lips, measured.here),
         contour=measured.landmarks[[rig.INNER_UPPER, rig.INNER_LOWER], :2].astype(np.float32),
-        palette=look.palette,
+        look=look,
         layers=interior.paint_layers(own, measured.here, measured.distances, lips, look, pixel),
     )
 
@@ -314,30 +316,29 @@ def _mask_in_box(mask: np.ndarray, crop_box: Box, bbox: Box) -> np.ndarray:
     return inside
 
 
-def _freedom(mask: np.ndarray, width: int, height: int, eye_distance: float) -> tuple[np.ndarray, Box]:
-    """How freely pixels may move, float32 (height, width), and the rectangle where they may at all.
+def _room(mask: np.ndarray, width: int, height: int, eye_distance: float) -> tuple[np.ndarray, Box]:
+    """How far pixels may move, float32 (height, width) pixels, and the rectangle where they may at all.
 
-    0 from the mask's edge outwards, rising to 1 within `EDGE_RAMP`: what the mask blends with the
-    template's own pixels must not have moved against them.
+    0 from the mask's edge outwards: what the mask blends with the template's own pixels must not have
+    moved against them.
     """
     import cv2
 
     full = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA) > FULL_MASK
     depth = cv2.distanceTransform(np.pad(full.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    x = np.clip(depth / (EDGE_RAMP * eye_distance), 0, 1)
     rows, columns = np.flatnonzero(full.any(axis=1)), np.flatnonzero(full.any(axis=0))
     everything = (0, 0, width, height)
     if not len(rows):
-        return x, everything
+        return depth, everything
     low, high = np.array([columns[0], rows[0]]), np.array([columns[-1] + 1, rows[-1] + 1])
-    return (x * x * (3 - 2 * x)).astype(np.float32), _whole_rect(low, high, everything)
+    return EDGE_SLOPE * np.maximum(depth - EDGE_REST * eye_distance, 0), _whole_rect(low, high, everything)
 
 
 def render(face: PreparedFace, parameters: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """The face with its mouth in the shape of `parameters` (10,): (h, w, 3) uint8 BGR."""
     sheets = np.tensordot(coefficients, face.fields, axes=([0], [1]))
-    upper, upper_places = warp.invert(sheets[0], face.hold, face.lattice)
-    lower, lower_places = warp.invert(sheets[1], face.hold, face.lattice)
+    upper, upper_places = warp.invert(sheets[0], face.room, face.lattice)
+    lower, lower_places = warp.invert(sheets[1], face.room, face.lattice)
     above = warp.sample(face.node_distances, upper_places, sharp=False)[..., :1]
     below = warp.sample(face.node_distances, lower_places, sharp=False)[..., 1:]
     merged = np.where(above >= below, upper, lower)
@@ -367,8 +368,8 @@ def _draw_mouth(
     between = warp.sample(face.between, from_lower - corner, sharp=False)
     left, top = face.measured.mouth[:2]
     window = slice(y1 - top, y2 - top), slice(x1 - left, x2 - left)
-    pose = _pose(face.measured, parameters)
-    inside, teeth = interior.paint(face.layers, face.palette, window, into_upper, into_lower, pose)
+    pose = _pose(face, parameters)
+    inside, teeth = interior.paint(face.layers, face.look.palette, window, into_upper, into_lower, pose)
     eye_distance = face.measured.frame.eye_distance
     shown_upper, shown_lower = _shares(into_upper * eye_distance, into_lower * eye_distance)
     shown_lower *= 1 - pose.tuck * teeth * (1 - shown_upper)
@@ -378,16 +379,17 @@ def _draw_mouth(
     mixed = inside * interior.three_planes((1 - shown_upper - shown_lower) * (1 - line))
     mixed += upper_skin * interior.three_planes(shown_upper * (1 - line))
     mixed += lower_skin * interior.three_planes(shown_lower * (1 - line))
-    mixed += interior.tinted(line, face.palette.line) + 0.5
+    mixed += interior.tinted(line, face.look.palette.line) + 0.5
     result[y1:y2, x1:x2] = np.clip(mixed, 0, 255).astype(np.uint8)
 
 
-def _pose(measured: MeasuredFace, parameters: np.ndarray) -> interior.Pose:
+def _pose(face: PreparedFace, parameters: np.ndarray) -> interior.Pose:
     value = {name: float(parameters[i]) for name, i in PARAMETER_INDEX.items()}
-    down = measured.frame.axes[:, 1]
-    jaw = down * JAW_GAIN * measured.lips.scale * value["jaw_open"]
+    down = face.measured.frame.axes[:, 1]
+    jaw = down * JAW_GAIN * face.measured.lips.scale * value["jaw_open"]
     tongue = TONGUE_SHARE * jaw - down * TONGUE_RISE * value["tongue_up"]
-    return interior.Pose(jaw, tongue, value["tongue_up"], value["lip_tuck"], value["pucker"])
+    upper = -down * value["pucker"] * max(face.look.edge - ROUNDED_EDGE, 0)
+    return interior.Pose(upper, jaw, tongue, value["lip_tuck"], value["pucker"])
 
 
 def _shares(into_upper: np.ndarray, into_lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,13 +29,20 @@ LIP_REDS = (0, 37, 267, 17, 84, 314, 40, 270)
 EYE_CORNERS = ((33, 133), (263, 362))
 UPPER_TEETH = (0.0, 0.086, 0.152, 0.208, 0.25, 0.285)  # borders from the middle, foreshortened by the arch
 LOWER_TEETH = (0.0, 0.056, 0.112, 0.166, 0.212, 0.25)
-UPPER_EDGE = 0.026  # below the closed lips' line
+UPPER_EDGE = 0.021  # below the closed lips' line
 LOWER_EDGE = 0.018
 CROWN = 0.15  # visible height of a painted tooth
 TEETH_DEPTH = 0.05  # behind the lips
+TOOTH_SHADES = np.array((1.0, 0.95, 0.87, 0.88, 0.82), np.float32)  # canines are darker than their neighbours
+BLUR = 1.6  # pixels over which painted edges turn, as a lens would have it
+SHADED_EYE = 0.95  # of the skin's luma; eyes in the brows' or glasses' shadow say nothing of the teeth
 OWN_TEETH_AREA = 0.002  # square eye distances that count as teeth shown
 OWN_TEETH_FRAMES = 0.8  # of a video's frames
 WARM_SHADOW = (0.34, 0.22, 0.0)  # BGR; how much more blue and green shadows lose than red
+PUCKER_SHADE = 0.55  # of the light on the teeth that fully rounded lips take
+LIT_GAP = 0.045  # eye distances between the lips that let all light in
+SLIT_LIGHT = 0.3  # of it that enters the narrowest gap
+RIM = 0.008  # eye distances of lip that are seen from inside above the lower lip
 TONGUE_TOP = 0.048  # below the closed lips' line with the jaw shut
 
 
@@ -88,15 +95,15 @@ class Pose(NamedTuple):
     """What of the mouth's inside has moved in one output frame.
 
     Attributes:
-        jaw_shift, tongue_shift: (2,) pixels by which lower teeth and tongue have moved.
-        tongue_up: 0 to 1, how far the tongue's tip is in the light.
+        upper_shift, jaw_shift, tongue_shift: (2,) pixels by which upper teeth, lower teeth and tongue
+            have moved; the upper teeth only behind rounded lips, whose way forward covers them.
         tuck: 0 to 1, how far the lower lip lies behind the upper teeth.
         pucker: 0 to 1, how deep the teeth lie behind rounded lips.
     """
 
+    upper_shift: np.ndarray
     jaw_shift: np.ndarray
     tongue_shift: np.ndarray
-    tongue_up: float
     tuck: float
     pucker: float
 
@@ -123,7 +130,8 @@ def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
     skin = np.median(_patch(picture, points[list(CHEEKS)], radius), axis=0)
     lip = np.median(_patch(picture, points[list(LIP_REDS)], radius), axis=0)
     light = float(luminance(skin))
-    level = float(np.clip(0.45 * light + 0.55 * _eye_white(picture, points, radius), 50, 215))
+    white = max(_eye_white(picture, points, radius), SHADED_EYE * light)
+    level = float(np.clip(0.45 * light + 0.55 * white, 50, 215))
     flatness = _flatness(picture, points, radius)
     tooth = level * np.array([0.92, 0.98, 1.0], np.float32) * (0.66 + 0.34 * skin / max(light, 1))
     tongue = 0.42 * lip + 0.52 * level * np.array([0.50, 0.46, 0.80], np.float32)
@@ -185,6 +193,11 @@ def _soft(distance: np.ndarray, pixel: float) -> np.ndarray:
     return np.clip(distance / pixel + 0.5, 0, 1)
 
 
+def _smooth(x: np.ndarray) -> np.ndarray:
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
 def _row(
     right: np.ndarray,
     down: np.ndarray,
@@ -201,15 +214,17 @@ def _row(
     middle = ((limits[1:] + limits[:-1]) / 2)[tooth]
     half = (np.diff(limits) / 2)[tooth]
     across = np.abs(side - middle) / half
-    rounding = 0.010 * across**4 * (1 - 0.7 * flatness) + 0.004 * (tooth % 2)
+    rounding = (1 - flatness) * (0.010 * across**4 + 0.004 * (tooth % 2))
     edge = -(down + arch + rounding)
-    alpha = _soft(edge, pixel) * _soft(limits[-1] - side, 0.02)
-    seam = np.exp(-((((1 - across) * half) / max(0.0035, 0.5 * pixel)) ** 2))
-    gap = 0.30 * (1 - flatness) * seam * min(1.0, 0.004 / pixel + 0.35)
-    lateral = 1 - 0.62 * np.clip(side / limits[-1], 0, 1) ** 2.2
-    bulge = 1 - 0.10 * (1 - flatness) * across**2
-    rim = 1 - 0.12 * (1 - flatness) * np.exp(-((edge / 0.008) ** 2))
-    return alpha, lateral * bulge * rim * (1 - gap)
+    alpha = _soft(edge, BLUR * pixel) * _soft(limits[-1] - side, 0.02)
+    wedge = np.exp(-np.maximum(edge, 0) / 0.02)
+    seam = np.exp(-((((1 - across) * half) / max(0.0035, 0.6 * pixel)) ** 2))
+    gap = (0.12 + 0.14 * wedge) * (1 - flatness) * seam * min(1.0, 0.004 / pixel + 0.35)
+    lateral = 1 - 0.70 * np.clip(side / limits[-1], 0, 1) ** 2.0
+    bulge = 1 - 0.12 * (1 - flatness) * across**2
+    rim = 1 - 0.10 * (1 - flatness) * np.exp(-((edge / 0.008) ** 2))
+    own = 1 - (1 - flatness) * (1 - TOOTH_SHADES[tooth])
+    return alpha, lateral * bulge * rim * own * (1 - gap)
 
 
 def _layer(colour: np.ndarray, shade: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -299,10 +314,10 @@ def _tongue(right: np.ndarray, down: np.ndarray, palette: Palette, pixel: float)
     height = (down - TONGUE_TOP) / 0.12
     side = right / 0.20
     distance = 1 - np.sqrt(side**2 + np.minimum(height - 1, 0) ** 2)
-    alpha = _soft(distance * 0.12, max(pixel, 0.012))
-    round_ = np.sqrt(np.clip(distance * 2.2, 0, 1))
+    alpha = _soft(distance * 0.12, max(pixel, 0.022))
+    round_ = _smooth(distance * 1.6)
     groove = 1 - 0.12 * (1 - palette.flatness) * np.exp(-((right / 0.02) ** 2))
-    return _layer(palette.tongue, (0.55 + 0.45 * round_) * groove, alpha)
+    return _layer(palette.tongue, (0.42 + 0.58 * round_) * groove, alpha)
 
 
 def _over(front: np.ndarray, back: np.ndarray) -> np.ndarray:
@@ -313,6 +328,8 @@ def _shifted(layer: np.ndarray, window: tuple[slice, slice], shift: np.ndarray) 
     import cv2
 
     rows, columns = window
+    if not shift.any():
+        return layer[rows, columns]
     matrix = np.array([[1, 0, columns.start - shift[0]], [0, 1, rows.start - shift[1]]], np.float64)
     size = (columns.stop - columns.start, rows.stop - rows.start)
     return cv2.warpAffine(layer, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
@@ -339,17 +356,14 @@ def paint(
     """
     above_lower = np.maximum(-into_lower, 0)
     picture = tinted(0.55 + 0.75 * np.exp(above_lower * (-1 / 0.05)), palette.cavity)
-    contact = 1 - 0.6 * np.exp(np.minimum(into_upper, 0) * (1 / 0.007))
-    shade = _depth_shade(into_upper, contact, 0.10)
-    for layer, shift, light in (
-        (layers.tongue, pose.tongue_shift, 1 + 0.4 * pose.tongue_up),
-        (layers.lower_teeth, pose.jaw_shift, 1 - 0.32 * pose.pucker),
-    ):
-        picture = _lit_over(_shifted(layer, window, shift), shade, light, picture)
-    upper = layers.upper_teeth[window]
-    shade = _depth_shade(into_upper, contact, 0.045)
-    picture = _lit_over(upper, shade, 1 - 0.32 * pose.pucker, picture)
-    rim = 0.75 * (1 - pose.tuck) * np.exp(-(np.minimum(above_lower * (1 / 0.012), 5) ** 2))
+    light = (1 - PUCKER_SHADE * pose.pucker) * (1 - 0.4 * np.exp(np.minimum(into_upper, 0) * (1 / 0.007)))
+    light *= np.clip((into_upper + into_lower) * (-1 / LIT_GAP), SLIT_LIGHT, 1)
+    shade = _depth_shade(into_upper, light, 0.10)
+    picture = _lit_over(_shifted(layers.tongue, window, pose.tongue_shift), shade, picture)
+    picture = _lit_over(_shifted(layers.lower_teeth, window, pose.jaw_shift), shade, picture)
+    upper = _shifted(layers.upper_teeth, window, pose.upper_shift)
+    picture = _lit_over(upper, _depth_shade(into_upper, light, 0.045), picture)
+    rim = 0.75 * (1 - pose.tuck) * np.exp(-(np.minimum(above_lower * (1 / RIM), 5) ** 2))
     picture *= three_planes(1 - rim)
     picture += tinted(rim, 0.62 * palette.lip)
     return picture, upper[..., 3] * layers.front[window]
@@ -369,19 +383,19 @@ def tinted(plane: np.ndarray, colour: np.ndarray) -> np.ndarray:
     return cv2.merge([plane * float(value) for value in colour])
 
 
-def _lit_over(layer: np.ndarray, shade: np.ndarray, light: float, back: np.ndarray) -> np.ndarray:
-    """`back` with a premultiplied BGRA layer over it, lit by `shade` (h, w, 3) times `light`."""
+def _lit_over(layer: np.ndarray, shade: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """`back` with a premultiplied BGRA layer over it, lit by `shade` (h, w, 3)."""
     import cv2
 
     blue, green, red, alpha = cv2.split(layer)
     lit = cv2.merge((blue, green, red)) * shade
-    return lit * light + back * three_planes(1 - alpha)
+    return lit + back * three_planes(1 - alpha)
 
 
-def _depth_shade(into_upper: np.ndarray, contact: np.ndarray, reach: float) -> np.ndarray:
+def _depth_shade(into_upper: np.ndarray, light: np.ndarray, reach: float) -> np.ndarray:
     """Light (h, w, 3) under the upper lip's shadow, which is red with light that came through flesh."""
     import cv2
 
     x = np.clip(into_upper * (-1 / reach), 0, 1)
-    shade = (0.55 + 0.45 * x * (2 - x)) * contact
+    shade = (0.6 + 0.4 * x * (2 - x)) * light
     return cv2.merge([shade * (1 - loss + loss * shade) for loss in WARM_SHADOW])

@@ -3,7 +3,8 @@
     python -m musetalk.engines.lite.portrait_sheet sheet.jpg portrait.jpg ... [--side 256] [--zoom 1.0]
 
 Each row is a portrait, untouched and then in eight shapes, blended into its frame as in a video. Two
-versions of the rig are compared by laying their pages side by side.
+versions of the rig are compared by laying their pages side by side. docs/portrait_sheet.jpg is the page of
+models/lite/portraits/*.jpg with --side 192 --zoom 1.25.
 """
 
 from __future__ import annotations

@@ -43,12 +43,28 @@ COEFFICIENTS = (
 )
 LIP_REACH = 0.62  # eye distances, half the span of the lip tables
 LIP_SAMPLES = 249
-LIP_MARGIN = 0.006  # eye distances
+LIP_MARGIN = 0.006, 0.015  # eye distances, the least and the most
+BLEED = 1.5  # pixels over which teeth bleed into the lips' colour, more in video
 UPPER_SHARE = 0.45  # of parted lips' gap that the upper lip closes
+HIDDEN = 0.011  # eye distances of a gap between lips that neither a person nor a face mesh sees
+SEEN = 0.08  # eye distances of opening from which little of it is hidden
+TUCKED = 0.05  # eye distances that the lips part at most while the lower lip is at the upper teeth
 PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, and mostly its to close
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
+SPREAD = {
+    "jaw_lips": 0.022,
+    "upper_lip_raise": 0.010,
+    "lip_press": -0.004,
+    "lip_tuck": -0.006,
+    "smile": 0.010,
+}
+"""Eye distances that each corner goes out with other movements, so that a face mesh sees it stay."""
+LARGEST_CURL = 0.12  # eye distances that a smile's corners are above its middle
+ROUND_HOLE = 0.78  # of a usual mouth's half width where fully rounded lips still part
+FLATTENED = 0.9  # of a smile's curl that a full pucker takes away
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
+NEARLY_STILL = 0.03  # eye distances of opening within which a clip's mouth is still and the mesh in doubt
 LARGEST_SWING = 0.04  # eye distances
 JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
 CHIN_SHARE = 0.55  # of the jaw's descent that the chin shows: the blend mask pins the jaw line beside it
@@ -90,7 +106,9 @@ class Lips(NamedTuple):
         nose, chin: down coordinates of the nose's base (< 0) and of the chin.
         width: of the outer lips.
         share: of the gap that the upper lip closes.
+        curl: how much higher the corners are than the middle of the closed lips' line.
         scale: opening of this mouth in units of a usual one's.
+        margin: of an open mouth's lips that shows more teeth than lip.
     """
 
     grid: np.ndarray
@@ -104,7 +122,9 @@ class Lips(NamedTuple):
     chin: float
     width: float
     share: float
+    curl: float
     scale: float
+    margin: float
 
     @property
     def seam(self) -> float:
@@ -166,6 +186,7 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
     along = 2 * (grid - head[78, 0]) / (head[308, 0] - head[78, 0]) - 1
     widening = motion.swing / 2 * np.maximum(1 - along**2, 0)
     width = float(np.linalg.norm(head[291] - head[61]))
+    curl = float(np.interp(0, grid, middle) - head[[78, 308], 1].mean())
     return Lips(
         grid=grid,
         upper=np.minimum(upper, middle) - widening,
@@ -178,33 +199,39 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
         chin=float(max(head[CHIN, 1], 0.25)),
         width=width,
         share=UPPER_SHARE * parted / gap + UPPER_LIFT * (1 - parted / gap),
-        scale=float(np.clip(width / USUAL_MOUTH, 0.78, 1.05)),
+        curl=float(np.clip(curl, 0, LARGEST_CURL)),
+        scale=float(np.clip(np.sqrt(width / USUAL_MOUTH), 0.85, 1.05)),
+        margin=float(np.clip(BLEED / frame.eye_distance, *LIP_MARGIN)),
     )
 
 
-_OPENER = {"jaw_open": "jaw_lips"}
+def _hidden(opening: np.ndarray) -> np.ndarray:
+    """How much wider than asked, eye distances, a gap must be for lips to be seen as parted."""
+    return HIDDEN * (1 - np.exp(-opening / HIDDEN)) * np.exp(-opening / SEEN)
 
 
 def coefficients(parameters: np.ndarray) -> np.ndarray:
     """Field coefficients (B, len(COEFFICIENTS)) float32 of rig parameters (B, 10).
 
-    Pressed lips undo what parts them, while the jaw may stay down behind them; tucked lips hold the
-    lower lip at the upper teeth.
+    Pressed lips undo what parts them, while the jaw may stay down behind them; a tucked lower lip stays
+    at the upper teeth, and it is the upper lip that uncovers these.
     """
     value = {name: parameters[:, i].astype(np.float32) for name, i in PARAMETER_INDEX.items()}
-    apart = 1 - value["lip_press"]
-    untucked = 1 - value["lip_tuck"]
-    parts = {
+    apart, tuck = 1 - value["lip_press"], value["lip_tuck"]
+    asked = apart * np.asarray(sum(gain * value[name] for name, gain in OPENING_GAIN.items()))
+    gap = asked + apart * _hidden(asked)
+    parted = apart * (gap / np.maximum(asked, 1e-6)) * (1 - tuck)
+    tucked = tuck * np.minimum(gap, TUCKED)
+    rest = {
         "close": np.ones(len(parameters), np.float32),
-        "jaw_lips": value["jaw_open"] * apart * (0.15 + 0.85 * untucked),
-        "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (0.5 + 0.5 * untucked),
-        "lip_open": value["lip_open"] * apart * untucked,
-        "upper_lip_raise": value["upper_lip_raise"] * apart,
-        "lower_lip_drop": value["lower_lip_drop"] * apart * untucked,
+        "jaw_lips": value["jaw_open"] * parted,
+        "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (1 - 0.5 * tuck),
+        "lip_open": value["lip_open"] * parted,
+        "upper_lip_raise": value["upper_lip_raise"] * parted + 0.5 * tucked / OPENING_GAIN["upper_lip_raise"],
+        "lower_lip_drop": value["lower_lip_drop"] * parted + 0.5 * tucked / OPENING_GAIN["lower_lip_drop"],
+        "purse": gap * (1 - tuck) * np.minimum(1.3 * value["pucker"], 1),
     }
-    opening = sum(gain * parts[_OPENER.get(name, name)] for name, gain in OPENING_GAIN.items())
-    parts["purse"] = opening * value["pucker"]
-    value |= parts
+    value |= rest
     return np.stack([value[name] for name in COEFFICIENTS], axis=1)
 
 
@@ -213,8 +240,8 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
 
     Every frame's fields close the gap between the lips; what else speech has moved is the jaw and the
     corners. The clip's median width and habitual (20th percentile) opening count as the speaker's rest.
-    Landmarks smoothed over time lag behind fast lips; a gap as wide as the widest within two frames
-    hides what they miss.
+    Landmarks smoothed over time lag behind fast lips, and now and then take parted lips for shut ones; a
+    gap as wide as the widest within two frames, or in the whole of a still clip, hides what they miss.
     """
 
     def span(first: int, second: int) -> np.ndarray:
@@ -228,9 +255,16 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
     rest[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
     jaw = JAW_OF_OPENING * np.maximum(opening - habit, 0) / (CHIN_SHARE * CHIN_GAIN)
     rest[:, COEFFICIENTS.index("jaw_chin")] = -np.minimum(jaw, 1)
-    widest = np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
-    swing = np.minimum(widest - opening, LARGEST_SWING)
+    swing = np.clip(_widest_near_by(opening) - opening, 0, LARGEST_SWING)
     return [OwnMotion(float(swing[i]), min(habit, PARTED), rest[i]) for i in range(len(meshes))]
+
+
+def _widest_near_by(opening: np.ndarray) -> np.ndarray:
+    """The widest of the openings (N,) within two frames of each, or of the whole clip if nearly still."""
+    low, high = np.percentile(opening, [5, 95])
+    if high - low < NEARLY_STILL:
+        return np.full(len(opening), high)
+    return np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
 
 
 class _Place(NamedTuple):
@@ -238,6 +272,7 @@ class _Place(NamedTuple):
 
     along: np.ndarray  # -1 at the left corner, 1 at the right, cut there; no unit
     arch: np.ndarray  # 1 at the middle of the mouth, 0 at and beyond the corners
+    hole: np.ndarray  # the same for rounded lips, which part in the middle only
     beside: np.ndarray  # 1 up to the corners, fading beyond
     depth: np.ndarray  # from the sheet's lip edge into the sheet, not below 0
     gap: np.ndarray  # the portrait's own opening
@@ -253,8 +288,11 @@ def _place(lips: Lips, points: np.ndarray, upper: bool) -> _Place:
     top = np.interp(right, lips.grid, lips.upper)
     bottom = np.interp(right, lips.grid, lips.lower)
     depth = top - down if upper else down - bottom
-    arch = 1 - np.abs(along) ** 2.4
-    return _Place(along, arch, np.exp(-((beyond / 0.24) ** 2)), np.maximum(depth, 0), bottom - top)
+    arch = 1 - np.abs(along) ** (2.4 if upper else 2.8)
+    reach = ROUND_HOLE * min(1.0, USUAL_MOUTH / lips.width)
+    hole = np.maximum(1 - (along / reach) ** 2, 0) ** 0.75
+    beside = np.exp(-((beyond / 0.24) ** 2))
+    return _Place(along, arch, hole, beside, np.maximum(depth, 0), bottom - top)
 
 
 def _fade(depth: np.ndarray, reach: float) -> np.ndarray:
@@ -270,12 +308,17 @@ def _sideways(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     """Movements to the head's right, the same on both sheets."""
     corner = place.along * place.beside
     near, wide = _fade(place.depth, 0.22), _fade(place.depth, 0.32)
-    return {
-        "jaw_lips": -0.020 * corner * wide,
+    stretched = max(1.0, lips.width / USUAL_MOUTH)
+    spread = {name: reach * corner * wide for name, reach in SPREAD.items()}
+    return spread | {
         "lip_width": WIDTH_GAIN / 2 * corner * near,
-        "pucker": -PUCKER_WIDTH_LOSS / 2 * max(1.0, lips.width / USUAL_MOUTH) * corner * near,
-        "smile": 0.025 * corner * wide,
+        "pucker": -PUCKER_WIDTH_LOSS / 2 * stretched**1.5 * corner * near,
     }
+
+
+def _flattened(lips: Lips, place: _Place) -> np.ndarray:
+    """How far down rounded lips bring the raised corners of a smile."""
+    return FLATTENED * lips.curl * place.along**2 * place.beside * _fade(place.depth, 0.36)
 
 
 def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
@@ -286,15 +329,15 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     thickness = lips.upper_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": lips.share * (place.gap + 2 * cut_margin(place.gap)) * lip,
+        "close": lips.share * (place.gap + 2 * cut_margin(lips, place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner * cheek - UPPER_LIFT * arch * lip),
-        "lip_open": -0.4 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
+        "lip_open": -0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
         "lip_width": 0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "pucker": -0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
+        "pucker": _flattened(lips, place) - 0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
         "lip_press": 0.010 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
-        "lip_tuck": -0.014 * arch * lip,
-        "purse": -0.35 * lips.scale * (arch**3 - arch) * lip,
+        "lip_tuck": -0.006 * arch * lip,
+        "purse": -0.35 * lips.scale * (place.hole - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * cheek,
     }
 
@@ -309,16 +352,16 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
     thickness = lips.lower_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
-        "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(place.gap)) * lip,
+        "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(lips, place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
         "jaw_chin": CHIN_SHARE * CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
-        "lip_open": 0.6 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
+        "lip_open": 0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "lower_lip_drop": OPENING_GAIN["lower_lip_drop"] * lips.scale * arch * lip,
         "lip_width": -0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "pucker": 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
+        "pucker": _flattened(lips, place) + 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
         "lip_press": -0.011 * (1 - place.along**4) * _fade(depth, 1.1 * thickness),
         "lip_tuck": -0.012 * arch * _fade(depth, 0.9 * thickness),
-        "purse": 0.65 * lips.scale * (arch**3 - arch) * lip,
+        "purse": 0.65 * lips.scale * (place.hole - arch) * lip,
         "smile": -0.05 * place.along**2 * place.beside * _fade(depth, 0.3),
     }
 
@@ -342,9 +385,9 @@ def movement_fields(frame: HeadFrame, lips: Lips, points: np.ndarray) -> np.ndar
     return fields
 
 
-def cut_margin(gap: np.ndarray) -> np.ndarray:
+def cut_margin(lips: Lips, gap: np.ndarray) -> np.ndarray:
     """How much of each lip of an open portrait is cut away, because teeth shine through its edge."""
-    return np.minimum(LIP_MARGIN, 0.2 * gap)
+    return np.minimum(lips.margin, 0.2 * gap)
 
 
 def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
@@ -362,7 +405,7 @@ def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
         edge = np.interp(right, lips.grid, table)
         distances[..., sheet] = sign * (down - edge) / np.interp(right, lips.grid, steepness)
     gap = np.interp(right, lips.grid, lips.lower - lips.upper)
-    distances += (np.minimum(2 * beside, 0.05) - cut_margin(gap))[..., None]
+    distances += (np.minimum(2 * beside, 0.05) - cut_margin(lips, gap))[..., None]
     return distances
 
 

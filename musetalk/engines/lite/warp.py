@@ -54,12 +54,15 @@ def lattice_over(rect: tuple[int, int, int, int]) -> Lattice:
     return Lattice(columns, rows, rect)
 
 
-def invert(forward: np.ndarray, hold: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
-    """The displacement b with b(y) = -forward(y + b(y)), by fixed-point iteration, times `hold`.
+def invert(forward: np.ndarray, room: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
+    """The displacement b with b(y) = -forward(y + b(y)), by fixed-point iteration, cut to `room`.
+
+    What is much shorter than the room stays as it is, so that small movements pass close to places that
+    must not move; what is longer becomes as long as the room.
 
     Args:
         forward: (rows, columns, 2) float32 pixels, of slope below one.
-        hold: (rows, columns, 1) float32, 0 where nothing may move, 1 where all may.
+        room: (rows, columns, 1) float32 pixels that places may move, 0 where nothing may.
 
     Returns:
         (rows, columns, 2) float32 pixels from a place in the result to its place in the source, and
@@ -70,8 +73,10 @@ def invert(forward: np.ndarray, hold: np.ndarray, lattice: Lattice) -> tuple[np.
     places = start - in_cells
     for _ in range(INVERSION_STEPS - 1):
         places = start - sample(in_cells, places, sharp=False)
-    steps = (places - start) * hold
-    return steps * cell, start + steps
+    steps = (places - start) * cell
+    over = (steps * steps).sum(axis=-1, keepdims=True) / np.maximum(room * room, 1e-6)
+    steps *= (room > 0) / np.sqrt(np.sqrt(1 + over * over))
+    return steps, start + steps / cell
 
 
 def enlarge(field: np.ndarray, lattice: Lattice, rect: tuple[int, int, int, int]) -> np.ndarray:

@@ -185,7 +185,7 @@ def test_a_large_face_is_warped_smaller_and_a_tiny_one_at_its_own_size() -> None
     import cv2
 
     portrait = load_portrait("hopper")
-    for scale, side in ((4.0, 640), (0.2, None)):
+    for scale, side in ((8.0, 1024), (0.2, None)):
         frame = cv2.resize(portrait.frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         bbox = tuple(round(value * scale) for value in portrait.bbox)
         size = (bbox[2] - bbox[0], bbox[3] - bbox[1])

@@ -8,7 +8,7 @@ from musetalk.engines.lite import interior, rig, warp
 from tests.engines.lite.face_meshes import load_portrait
 
 INNER_LIPS = [*rig.INNER_UPPER, *rig.INNER_LOWER]
-REST = interior.Pose(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)
+REST = interior.Pose(np.zeros(2), np.zeros(2), np.zeros(2), 0.0, 0.0)
 
 
 def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, interior.Layers, np.ndarray]:
@@ -98,3 +98,30 @@ def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
     assert changed.any()
     assert not changed[layers.upper_teeth[..., 3] == 1].any()
     assert teeth.max() == 1
+
+
+def brightest_tooth(gap: float, pose: interior.Pose = REST) -> float:
+    """Luma of the lightest pixel half way between lips that are `gap` eye distances apart."""
+    palette, layers, picture = painted("hopper")
+    height, width = picture.shape[:2]
+    half = np.full((height, width), -gap / 2, np.float32)
+    inside, _ = interior.paint(layers, palette, (slice(0, height), slice(0, width)), half, half, pose)
+    return float(interior.luminance(inside).max())
+
+
+def test_teeth_are_darker_between_nearly_shut_lips_and_behind_rounded_ones() -> None:
+    wide = brightest_tooth(0.12)
+    assert brightest_tooth(0.01) < 0.6 * wide
+    assert brightest_tooth(0.12, REST._replace(pucker=1.0)) < 0.7 * wide
+
+
+def test_rounded_lips_hide_teeth_that_hang_low() -> None:
+    palette, layers, picture = painted("astronaut")
+    height, width = picture.shape[:2]
+    window = (slice(0, height), slice(0, width))
+    far = np.full((height, width), -1.0, np.float32)
+    _, shown = interior.paint(layers, palette, window, far, far, REST)
+    raised = REST._replace(upper_shift=np.array([0.0, -3.0]))
+    _, hidden = interior.paint(layers, palette, window, far, far, raised)
+    middle = width // 2
+    assert np.flatnonzero(shown[:, middle] > 0.5).max() - np.flatnonzero(hidden[:, middle] > 0.5).max() == 3

@@ -15,6 +15,10 @@ def smooth_field(lattice: warp.Lattice) -> np.ndarray:
     return np.stack([2 * bump, 6 * bump], axis=-1).astype(np.float32)
 
 
+def room_everywhere(lattice: warp.Lattice, pixels: float) -> np.ndarray:
+    return np.full((lattice.rows, lattice.columns, 1), pixels, np.float32)
+
+
 def test_nodes_are_the_centres_of_equal_cells() -> None:
     nodes = warp.Lattice(5, 4, RECT).nodes()
     assert nodes.shape == (4, 5, 2)
@@ -25,7 +29,7 @@ def test_nodes_are_the_centres_of_equal_cells() -> None:
 def test_a_point_moved_forward_is_found_again_by_the_inverse() -> None:
     lattice = warp.lattice_over(RECT)
     forward = smooth_field(lattice)
-    back, _ = warp.invert(forward, np.ones((lattice.rows, lattice.columns, 1), np.float32), lattice)
+    back, _ = warp.invert(forward, room_everywhere(lattice, np.inf), lattice)
     backward = warp.enlarge(back, lattice, RECT)
     for x, y in ((60, 60), (50, 55), (70, 66)):
         bump = np.exp(-(((x - 60) / 22) ** 2) - ((y - 60) / 20) ** 2)
@@ -35,12 +39,22 @@ def test_a_point_moved_forward_is_found_again_by_the_inverse() -> None:
         assert abs(round(moved_y) + found[1] - y) < 0.9
 
 
-def test_held_nodes_stay() -> None:
+def test_nodes_without_room_stay() -> None:
     lattice = warp.lattice_over(RECT)
-    hold = np.zeros((lattice.rows, lattice.columns, 1), np.float32)
-    back, places = warp.invert(smooth_field(lattice), hold, lattice)
+    back, places = warp.invert(smooth_field(lattice), room_everywhere(lattice, 0), lattice)
     assert not back.any()
     np.testing.assert_array_equal(places, lattice.numbers())
+
+
+def test_movement_keeps_its_direction_and_its_length_up_to_the_room() -> None:
+    lattice = warp.lattice_over(RECT)
+    free, _ = warp.invert(smooth_field(lattice), room_everywhere(lattice, np.inf), lattice)
+    cut, _ = warp.invert(smooth_field(lattice), room_everywhere(lattice, 2), lattice)
+    way, kept = np.linalg.norm(free, axis=-1), np.linalg.norm(cut, axis=-1)
+    assert way.max() > 5
+    assert kept.max() <= 2
+    np.testing.assert_allclose(kept[way < 0.5], way[way < 0.5], rtol=0.01)
+    np.testing.assert_allclose(cut * way[..., None], free * kept[..., None], atol=1e-4)
 
 
 def test_a_part_is_enlarged_as_the_whole_is() -> None:

@@ -1,0 +1,106 @@
+"""What a face mesh sees of a rendered mouth is what the parameters asked for."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk.compositor import paste_back
+from musetalk.engines.lite.engine import LiteEngine
+from musetalk.engines.lite.parameters import (
+    OPENING_GAIN,
+    PARAMETER_INDEX,
+    PUCKER_WIDTH_LOSS,
+    RIG_PARAMETERS,
+    WIDTH_GAIN,
+)
+from musetalk.engines.lite.portrait_sheet import portrait_template
+from musetalk.faces.mediapipe import MediapipeDetector
+from tests.engines.lite.face_meshes import load_portrait
+
+# Mouths of a babbled phrase, eight frames from each to the next.
+TARGETS: list[dict[str, float]] = [
+    {},
+    {"jaw_open": 0.45, "lip_open": 0.5, "upper_lip_raise": 0.2, "lower_lip_drop": 0.4},
+    {"jaw_open": 0.14, "lip_press": 1.0},
+    {
+        "jaw_open": 0.25,
+        "lip_open": 0.5,
+        "lip_width": 0.4,
+        "lower_lip_drop": 0.5,
+        "upper_lip_raise": 0.3,
+        "smile": 0.2,
+    },
+    {"jaw_open": 0.2, "lip_open": 0.2, "pucker": 0.6},
+    {"jaw_open": 0.35, "lip_open": 0.3, "pucker": 0.3},
+    {"jaw_open": 0.1, "lip_tuck": 1.0, "upper_lip_raise": 0.2},
+    {"jaw_open": 0.5, "lip_open": 0.5, "lip_width": 0.3, "upper_lip_raise": 0.3, "lower_lip_drop": 0.5},
+    {},
+]
+
+
+def rows(targets: list[dict[str, float]], steps: int) -> np.ndarray:
+    """Parameters (n, 10) that go from each target to the next."""
+    points = np.zeros((len(targets), len(RIG_PARAMETERS)), np.float32)
+    for point, target in zip(points, targets, strict=True):
+        for name, value in target.items():
+            point[PARAMETER_INDEX[name]] = value
+    share = (1 - np.cos(np.pi * np.arange(steps) / steps))[:, None] / 2
+    return np.concatenate([a + share * (b - a) for a, b in itertools.pairwise(points)])
+
+
+def asked(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Opening and change of width that the parameters stand for, eye distances."""
+    value = {name: parameters[:, i] for name, i in PARAMETER_INDEX.items()}
+    opening = np.sum([gain * value[name] for name, gain in OPENING_GAIN.items()], axis=0)
+    width = WIDTH_GAIN * value["lip_width"] - PUCKER_WIDTH_LOSS * value["pucker"]
+    return opening * (1 - value["lip_press"]), width
+
+
+def seen(name: str, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Opening (mesh 13-14) and outer width (61-291) in the blended frames, eye distances (33-263)."""
+    frame = load_portrait(name).frame
+    engine = LiteEngine(Path("unused"))
+    template = portrait_template(frame, engine)
+    detector = MediapipeDetector(video=True)
+    distances = []
+    for face in engine.open(template).generate(parameters, [0] * len(parameters)):
+        blended = paste_back(frame, face, template.bboxes[0], template.masks[0], template.crop_boxes[0])
+        mesh = detector.detect(blended)[0].mesh
+        assert mesh is not None
+        lengths = [np.linalg.norm(mesh[a] - mesh[b]) for a, b in ((13, 14), (61, 291), (33, 263))]
+        distances.append((lengths[0] / lengths[2], lengths[1] / lengths[2]))
+    opening, width = np.array(distances).T
+    return opening, width
+
+
+@pytest.mark.parametrize("name", ["hopper", "drawn_girl"])
+def test_opening_and_width_of_speech_are_seen(name: str) -> None:
+    parameters = rows(TARGETS, steps=8)
+    (opening, width), (asked_opening, asked_width) = seen(name, parameters), asked(parameters)
+    assert np.corrcoef(opening, asked_opening)[0, 1] > 0.95
+    assert np.corrcoef(width, asked_width)[0, 1] > 0.9
+    assert np.polyfit(asked_opening, opening, 1)[0] == pytest.approx(1, abs=0.25)
+    assert np.polyfit(asked_width, width, 1)[0] == pytest.approx(1, abs=0.35)
+
+
+def test_lips_that_meet_are_seen_to_meet() -> None:
+    pressed = {"jaw_open": 0.3, "lip_open": 0.5, "lip_press": 1.0}
+    opening, _ = seen("astronaut", rows([{}, pressed, {}], steps=6))
+    assert opening.max() < 0.02
+
+
+def test_a_narrow_gap_is_seen() -> None:
+    opening, _ = seen("hopper", rows([{}, {"jaw_open": 0.1, "lip_open": 0.25}, {}], steps=6))
+    assert opening.max() > 0.02
+    assert opening[0] < 0.005
+
+
+def test_a_jaw_that_opens_leaves_the_width() -> None:
+    parameters = rows([{}, {"jaw_open": 0.5}, {}, {"jaw_open": 0.5}, {}], steps=8)
+    jaw = parameters[:, PARAMETER_INDEX["jaw_open"]]
+    _, width = seen("hopper", parameters)
+    assert np.median(width[jaw > 0.35]) == pytest.approx(np.median(width[jaw < 0.05]), abs=0.02)
