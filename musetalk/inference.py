@@ -7,6 +7,7 @@ or an error there stops everything at once. Memory is bounded by the queues, wha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import queue
@@ -214,7 +215,8 @@ class UltraFastRealtimeInference:
                 f"❌ template cache {template_id} was made with other weights 模板缓存与权重不匹配",
                 "💡 请重新运行预处理 (run --preprocess again)",
             )
-        generator = engine.open(template)
+        harmless = bool(metadata.get("vae_region", {}).get("harmless"))
+        generator = engine.open(dataclasses.replace(template, region_harmless=harmless))
         loaded = metadata.get("pkl_sha256", "")
         self._opened = OpenedTemplate(loaded, template, engine, generator, FrameCompositor(template))
         return self._opened
