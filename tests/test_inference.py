@@ -189,6 +189,8 @@ def test_refreshed_template_is_loaded_again(renderer, tmp_path):
 def test_batched_keeps_every_row_in_order(sizes):
     rows = np.arange(sum(sizes))
     blocks = np.split(rows, np.cumsum(sizes)[:-1]) if sizes else []
-    batches = list(batched(blocks, 4))
-    assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+    batches = list(batched(blocks, 11))
+    full = [4, 8, *[11] * len(batches)][: max(0, len(batches) - 1)]
+    assert [len(batch) for batch in batches[:-1]] == full
+    assert all(0 < len(batch) <= 11 for batch in batches)
     np.testing.assert_array_equal(np.concatenate(batches) if batches else rows, rows)

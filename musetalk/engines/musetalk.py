@@ -371,19 +371,19 @@ class MuseTalkEngine:
         return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, {1: cuts, 2: affine}))
 
     def _unet_conversion(self) -> Conversion:
-        from musetalk.engines.networks import open_unet
+        from musetalk.engines.networks import fold_upsampling, open_unet
 
         return unet_conversion(
-            lambda: open_unet(self._files).load("cpu", "float32"),
+            lambda: fold_upsampling(open_unet(self._files).load("cpu", "float32")),
             [self._files.unet_config, self._files.unet_weights],
             (PROMPT_LENGTH, self.prompt_width),
         )
 
     def _float_vae(self) -> Any:
         """A VAE of its own in float32, for conversions."""
-        from musetalk.engines.networks import open_vae
+        from musetalk.engines.networks import fold_upsampling, open_vae
 
-        return open_vae(self._files).load("cpu", "float32")
+        return fold_upsampling(open_vae(self._files).load("cpu", "float32"))
 
     @property
     def _vae_sources(self) -> list[Path]:

@@ -247,7 +247,7 @@ def open_unet(files: MuseTalkFiles) -> Network:
     settings = read_json(files.unet_config)
     module = _on_meta(lambda: UNet2DConditionModel.from_config(settings), files.unet_config)
     read = _checked(module, lambda: read_tensors(files.unet_weights), files.unet_weights, files.unet_config)
-    return Network(module, read, fold_constants)
+    return Network(module, read, fold_time_embedding)
 
 
 def _current_vae_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -276,7 +276,7 @@ def open_vae(files: MuseTalkFiles) -> Network:
     def current() -> Mapping[str, Tensor]:
         return _current_vae_keys(read_tensors(files.vae_weights))
 
-    return Network(module, _checked(module, current, files.vae_weights, files.vae_config), fold_upsampling)
+    return Network(module, _checked(module, current, files.vae_weights, files.vae_config))
 
 
 def _encoder_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,29 +302,23 @@ def open_whisper_encoder(files: MuseTalkFiles) -> Network:
     return Network(module, _checked(module, encoder, files.whisper_weights, files.whisper_config))
 
 
-def fold_constants(unet: Any) -> None:
-    """Everything of the UNet that doesn't hang on its inputs, worked out once."""
-    fold_time_embedding(unet)
-    fold_upsampling(unet)
-
-
-def fold_upsampling(network: Any) -> None:
-    """On a CPU, each doubling of the pixels and the 3×3 convolution behind it become one convolution.
+def fold_upsampling(network: Any) -> Any:
+    """Makes one convolution of each doubling of the pixels and the 3×3 convolution behind it.
 
     Of the nine pixels that the convolution sees after the doubling only four are different, so its weights
     add up to four 2×2 kernels, one for each pixel of a doubled one: 4/9 of the work, the same values. A
-    transposed convolution of stride 2 is just that. Left alone on GPUs, where it is unmeasured.
+    transposed convolution of stride 2 is just that. Returns `network`.
     """
     from diffusers.models.upsampling import Upsample2D
 
     for block in network.modules():
         for index, upsampler in enumerate(getattr(block, "upsamplers", None) or ()):
-            convolution: Any = upsampler.conv if isinstance(upsampler, Upsample2D) else None
-            if convolution is not None and convolution.weight.device.type == "cpu":
-                block.upsamplers[index] = _doubling(convolution)
+            if isinstance(upsampler, Upsample2D):
+                block.upsamplers[index] = _doubling(upsampler.conv)
+    return network
 
 
-def _doubling(convolution: nn.Conv2d) -> nn.Module:
+def _doubling(convolution: Any) -> nn.Module:
     """What a 3×3 convolution of a picture with every pixel doubled is to the picture itself."""
     import torch
 
