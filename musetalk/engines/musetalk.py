@@ -29,7 +29,14 @@ from musetalk.engines.openvino_runtime import (
     region_conversion,
     unet_conversion,
 )
-from musetalk.engines.region import Rectangle, RegionDecoder, difference, face_weights, used_rectangle
+from musetalk.engines.region import (
+    Rectangle,
+    RegionDecoder,
+    can_decode_part,
+    difference,
+    face_weights,
+    used_rectangle,
+)
 from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
 from musetalk.weights import MuseTalkFiles, latents_fingerprint
 from musetalk.whisper import N_MELS, audio_prompts, hidden_states
@@ -293,7 +300,8 @@ class MuseTalkEngine:
         """
         generator = MuseTalkGenerator(self, template)
         wish = self._config.vae_region
-        if wish == "on" or (wish == "auto" and template.region_harmless):
+        wanted = wish == "on" or (wish == "auto" and template.region_harmless)
+        if wanted and can_decode_part(self._vae.module):
             self._make_ready(generator, used_rectangle(face_weights(template)), whole_faces=False)
         else:
             self._make_ready(generator, None, whole_faces=True)
@@ -310,7 +318,7 @@ class MuseTalkEngine:
             CacheError, WeightsError, EngineError: as `open`.
         """
         large = self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
-        if self._config.vae_region == "off" or not large:
+        if self._config.vae_region == "off" or not large or not can_decode_part(self._vae.module):
             return {}
         import torch
 

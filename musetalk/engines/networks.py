@@ -313,9 +313,15 @@ def fold_upsampling(network: Any) -> Any:
 
     for block in network.modules():
         for index, upsampler in enumerate(getattr(block, "upsamplers", None) or ()):
-            if isinstance(upsampler, Upsample2D):
+            if isinstance(upsampler, Upsample2D) and _is_plain(upsampler):
                 block.upsamplers[index] = _doubling(upsampler.conv)
     return network
+
+
+def _is_plain(upsampler: Any) -> bool:
+    convolution: Any = upsampler.conv if upsampler.name == "conv" else None
+    plain = type(convolution).__name__ == "Conv2d" and upsampler.norm is None and upsampler.interpolate
+    return plain and (convolution.kernel_size, convolution.padding) == ((3, 3), (1, 1))
 
 
 def _doubling(convolution: Any) -> nn.Module:

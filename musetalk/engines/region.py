@@ -174,6 +174,11 @@ def decode_cuts(vae: Any, latents: Tensor, cuts: Iterable[Any], normalise: Norma
     return _cut(image, next(cuts))
 
 
+def can_decode_part(vae: Any) -> bool:
+    """Whether nothing behind the first up block but its group norms looks further than a few pixels."""
+    return all(type(block).__name__ == "UpDecoderBlock2D" for block in vae.decoder.up_blocks)
+
+
 def _resnets(vae: Any) -> list[int]:
     return [len(block.resnets) for block in vae.decoder.up_blocks]
 

@@ -218,6 +218,17 @@ def test_folded_upsampling_is_the_doubling_and_the_convolution(size: tuple[int, 
         torch.testing.assert_close(block.upsamplers[0](image), expected, atol=1e-5, rtol=0)
 
 
+def test_upsampling_of_another_kind_is_left_alone() -> None:
+    from diffusers.models.upsampling import Upsample2D
+
+    block = torch.nn.Module()
+    other = [Upsample2D(4, use_conv=False), Upsample2D(4, use_conv=True, kernel_size=1, padding=0)]
+    other += [Upsample2D(4, use_conv=True, norm_type="rms_norm"), Upsample2D(4, use_conv_transpose=True)]
+    block.upsamplers = torch.nn.ModuleList(other)
+    networks.fold_upsampling(block)
+    assert list(block.upsamplers) == other
+
+
 def test_a_released_network_is_read_again(tiny_models: Path) -> None:
     network = networks.open_vae(weights.find_files(model_paths(tiny_models)))
     first = network.load("cpu", "float32")

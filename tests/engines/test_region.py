@@ -12,6 +12,7 @@ from musetalk.engines.region import (
     Difference,
     Rectangle,
     RegionDecoder,
+    can_decode_part,
     decode_cuts,
     difference,
     face_weights,
@@ -92,6 +93,14 @@ def test_the_verdict_needs_little_difference_and_a_region_worth_it(
     assert verdict["harmless"] is harmless
     assert (verdict["mean"], verdict["tail"], verdict["largest"]) == (mean, 1.235, 9.0)
     assert verdict["share"] == pytest.approx(rectangle.area / 65536, abs=1e-3)
+
+
+def test_a_decoder_with_attention_behind_the_first_block_is_decoded_whole(vae: Any) -> None:
+    from diffusers import AutoencoderKL
+
+    blocks = ["UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
+    attentive = AutoencoderKL.from_config({**vae.config, "up_block_types": blocks})
+    assert can_decode_part(vae) and not can_decode_part(attentive)
 
 
 def test_limits_of_what_is_harmless() -> None:
