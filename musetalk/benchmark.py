@@ -289,7 +289,7 @@ def _length_row(seconds: int) -> dict[str, float]:
 
 def _resolution_row(kind: TemplateKind, size: str) -> dict[str, Any]:
     width, height = SIZES[size]
-    frames = max(50, min(500, 100_000_000 // (width * height)))
+    frames = max(50, min(500, 400_000_000 // (width * height)))  # start-up must not count at 1080p
     row = {
         "template": kind,
         "size": size,
