@@ -34,6 +34,7 @@ from musetalk.config import (
     EngineConfig,
     EngineName,
     ModelPaths,
+    Switch,
     parse_fps,
 )
 from musetalk.device import peak_memory_mb
@@ -111,7 +112,12 @@ def _config(arguments: argparse.Namespace) -> EngineConfig:
         config_path, weights_path = (folder / Path(name).relative_to("models") for name in UNET_FILES["v15"])
         models = ModelPaths("v15", config_path, weights_path, str(folder / "sd-vae"), folder / "whisper")
     name = arguments.engine if arguments.engine in get_args(EngineName) else EngineConfig.engine
-    return EngineConfig(engine=cast(EngineName, name), batch_size=arguments.batch_size, models=models)
+    return EngineConfig(
+        engine=cast(EngineName, name),
+        batch_size=arguments.batch_size,
+        vae_region=arguments.vae_region,
+        models=models,
+    )
 
 
 def _encoding(arguments: argparse.Namespace) -> EncodingConfig:
@@ -283,7 +289,7 @@ def _length_row(seconds: int) -> dict[str, float]:
 
 def _resolution_row(kind: TemplateKind, size: str) -> dict[str, Any]:
     width, height = SIZES[size]
-    frames = max(50, min(500, 100_000_000 // (width * height)))
+    frames = max(50, min(500, 400_000_000 // (width * height)))  # start-up must not count at 1080p
     row = {
         "template": kind,
         "size": size,
@@ -320,6 +326,7 @@ def _add_clip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=5, help="after a warm-up (default %(default)s)")
     parser.add_argument("--batch_size", type=int, default=EngineConfig.batch_size)
     parser.add_argument("--networks", type=Path, help="a models folder, see musetalk.random_weights")
+    parser.add_argument("--vae_region", default=EngineConfig.vae_region, choices=get_args(Switch))
     parser.add_argument("--encoder", default=EncodingConfig.encoder)
     parser.add_argument("--preset", default=EncodingConfig.preset)
     parser.add_argument("--crf", type=int, default=EncodingConfig.crf)

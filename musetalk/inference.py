@@ -7,6 +7,7 @@ or an error there stops everything at once. Memory is bounded by the queues, wha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import queue
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FIRST_BATCH = 4  # frames; the following batches double up to the batch size
 PROMPT_BATCHES = 4  # batches of audio prompts ahead of the generator
 FACE_BATCHES = 2  # generated batches ahead of the compositor
 FRAME_BUFFERS = 12  # composed frames ahead of the encoder
@@ -214,7 +216,8 @@ class UltraFastRealtimeInference:
                 f"❌ template cache {template_id} was made with other weights 模板缓存与权重不匹配",
                 "💡 请重新运行预处理 (run --preprocess again)",
             )
-        generator = engine.open(template)
+        harmless = bool(metadata.get("vae_region", {}).get("harmless"))
+        generator = engine.open(dataclasses.replace(template, region_harmless=harmless))
         loaded = metadata.get("pkl_sha256", "")
         self._opened = OpenedTemplate(loaded, template, engine, generator, FrameCompositor(template))
         return self._opened
@@ -350,15 +353,19 @@ def single_threaded_opencv() -> Iterator[None]:
 
 
 def batched(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The rows of `blocks` in blocks of `size`, the last one shorter."""
+    """The rows of `blocks` in blocks that grow up to `size`, the last one shorter.
+
+    The first are small, so that frames leave before a large batch is through.
+    """
     import numpy as np
 
     rows: np.ndarray | None = None
+    wanted = min(FIRST_BATCH, size)
     for block in blocks:
         rows = block if rows is None else np.concatenate([rows, block])
-        whole = len(rows) // size * size
-        yield from (rows[i : i + size] for i in range(0, whole, size))
-        rows = rows[whole:]
+        while len(rows) >= wanted:
+            yield rows[:wanted]
+            rows, wanted = rows[wanted:], min(2 * wanted, size)
     if rows is not None and len(rows):
         yield rows
 

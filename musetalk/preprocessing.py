@@ -123,6 +123,7 @@ class EnhancedMuseTalkPreprocessor:
         wanted: dict[str, Any],
     ) -> TemplateMetadata:
         """Makes and publishes the template; the caller holds its lock."""
+        from musetalk.engines.base import TemplateJudge
         from musetalk.template_source import find_faces, progress
 
         start = time.perf_counter()
@@ -142,7 +143,11 @@ class EnhancedMuseTalkPreprocessor:
                 latents = dict(zip(faced, progress(encoded, len(faced), "encode 编码"), strict=True))
             with clock.stage("masks"):
                 masks = sources.masks(settings, engine_name, self.config, self.device.name)
-        template = sources.template(latents, masks)
+            template = sources.template(latents, masks)
+            with clock.stage("judge"):
+                found = pipeline.call(
+                    lambda: engine.judge(template) if isinstance(engine, TemplateJudge) else {}, "judge"
+                )
         log.info(
             "box %s, %d frames, %d without a face: %s",
             template.original_bbox,
@@ -152,6 +157,7 @@ class EnhancedMuseTalkPreprocessor:
         )
         metadata = {
             **wanted,
+            **found,
             "template_id": template_id,
             "template_image_path": str(source),
             "bbox_shift": settings.bbox_shift,

@@ -65,6 +65,7 @@ class TemplateMetadata(TypedDict, total=False):
     faceless_frames: int
     parameters: dict[str, Any]
     stages: dict[str, float]
+    vae_region: dict[str, Any]
 
 
 class CacheInfo(TypedDict):

@@ -185,10 +185,26 @@ def test_refreshed_template_is_loaded_again(renderer, tmp_path):
     assert len(renderer.open("t").template) == 10
 
 
+@pytest.mark.parametrize(
+    ("recorded", "harmless"),
+    [({}, False), ({"vae_region": {"harmless": True}}, True), ({"vae_region": {"harmless": False}}, False)],
+)
+def test_what_preprocessing_found_of_a_template_reaches_the_engine(renderer, monkeypatch, recorded, harmless):
+    opened = []
+    monkeypatch.setattr(CountingEngine, "open", lambda self, template: opened.append(template))
+    metadata = {**renderer.store.read_metadata("t"), **recorded}
+    with renderer.store.lock("t"):
+        renderer.store.publish("t", make_template(3, SIZE), metadata)
+    renderer.open("t")
+    assert [template.region_harmless for template in opened] == [harmless]
+
+
 @pytest.mark.parametrize("sizes", [[], [1], [5, 5, 5], [100], [1] * 9])
 def test_batched_keeps_every_row_in_order(sizes):
     rows = np.arange(sum(sizes))
     blocks = np.split(rows, np.cumsum(sizes)[:-1]) if sizes else []
-    batches = list(batched(blocks, 4))
-    assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+    batches = list(batched(blocks, 11))
+    full = [4, 8, *[11] * len(batches)][: max(0, len(batches) - 1)]
+    assert [len(batch) for batch in batches[:-1]] == full
+    assert all(0 < len(batch) <= 11 for batch in batches)
     np.testing.assert_array_equal(np.concatenate(batches) if batches else rows, rows)

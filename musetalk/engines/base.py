@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from musetalk.config import EngineName
 
@@ -47,6 +47,15 @@ class Generator(Protocol):
         Every index has a face. Returns B uint8 BGR images that show the frame's bbox, each of
         any size: the compositor resizes them to the bbox.
         """
+        ...
+
+
+@runtime_checkable
+class TemplateJudge(Protocol):
+    """An engine that decides at preprocessing how a template is to be rendered."""
+
+    def judge(self, template: Template) -> dict[str, Any]:
+        """What the template's metadata is to hold of it, by key."""
         ...
 
 

@@ -12,7 +12,8 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -22,11 +23,20 @@ from musetalk.engines.base import FaceFrame
 from musetalk.engines.openvino_runtime import (
     WORTHWHILE_BYTES,
     CompiledNetwork,
+    Conversion,
     choose_runtime,
     decoder_conversion,
+    region_conversion,
     unet_conversion,
 )
-from musetalk.engines.region import RegionDecoder, face_weights, used_rectangle
+from musetalk.engines.region import (
+    Rectangle,
+    RegionDecoder,
+    can_decode_part,
+    difference,
+    face_weights,
+    used_rectangle,
+)
 from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
 from musetalk.weights import MuseTalkFiles, latents_fingerprint
 from musetalk.whisper import N_MELS, audio_prompts, hidden_states
@@ -43,6 +53,7 @@ log = logging.getLogger(__name__)
 LATENT_SIDE = 32  # a face of 256 pixels, 8 pixels to a latent
 LATENT_CHANNELS = 4
 CPU_BATCH = 4  # faces; on a CPU more at once are no faster, and each takes 0.2 GB
+PROMPT_LENGTH = 50  # steps × (layers + 1) of whisper-tiny
 REGION_SAMPLES = 2  # frames of a template that region decoding is measured on
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
 
@@ -172,7 +183,7 @@ class MuseTalkEngine:
         self._vae = networks.open_vae(files)
         self._check_fit()
         self._openvino = choose_runtime(engine_config.runtime, device, files.unet_weights)
-        self._compiled_unet: CompiledNetwork | None = None
+        self._compiled_unet: CompiledNetwork | None = None  # once a template was opened, if at all
         self._compiled_decoder: CompiledNetwork | None = None
 
     def _check_fit(self) -> None:
@@ -272,7 +283,7 @@ class MuseTalkEngine:
         """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
         unscaled = self.unscaled(latents)
         if self._compiled_decoder is not None:
-            return _through(self._compiled_decoder, unscaled)
+            return _one_by_one(self._compiled_decoder, unscaled)
         return self._vae.load(self.device, self.dtype).decode(unscaled, return_dict=False)[0]
 
     def unscaled(self, latents: Tensor) -> Tensor:
@@ -287,43 +298,104 @@ class MuseTalkEngine:
             WeightsError: a checkpoint can't be read.
             EngineError: the runtime that was asked for can't run.
         """
-        if self._openvino and self._compiled_unet is None:
-            self._convert()
-        vae = self._vae.load(self.device, self.dtype)
-        if self._compiled_unet is None:
-            unet = self._unet.load(self.device, self.dtype)
-            if self._config.compile and self.device.startswith("cuda"):
-                unet.compile()
-                vae.decoder.compile()
         generator = MuseTalkGenerator(self, template)
-        large = self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
         wish = self._config.vae_region
-        if wish == "on" or (wish == "auto" and large):
-            generator.use_region(vae, only_if_harmless=wish == "auto")
+        wanted = wish == "on" or (wish == "auto" and template.region_harmless)
+        if wanted and can_decode_part(self._vae.module):
+            self._make_ready(generator, used_rectangle(face_weights(template)), whole_faces=False)
+        else:
+            self._make_ready(generator, None, whole_faces=True)
         return generator
 
-    def _convert(self) -> None:
-        """Puts OpenVINO in torch's place; where that can't be and nobody asked for it, torch stays."""
+    def judge(self, template: Template) -> dict[str, Any]:
+        """Whether decoding a part of this template's faces is harmless, as its metadata holds it.
+
+        The template's own faces are decoded both ways, with statistics of other faces: those that the UNet
+        makes of them in silence. Nothing is judged, {}, where `vae_region` is "off" and for networks too
+        small to gain by it.
+
+        Raises:
+            CacheError, WeightsError, EngineError: as `open`.
+        """
+        large = self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
+        if self._config.vae_region == "off" or not large or not can_decode_part(self._vae.module):
+            return {}
+        import torch
+
+        weights, generator = face_weights(template), MuseTalkGenerator(self, template)
+        self._make_ready(generator, used_rectangle(weights), whole_faces=True)
+        region, own = cast(RegionDecoder, generator.region), generator.own_faces()
+        with torch.inference_mode():
+            differs = difference(region.decode(self.unscaled(own)), self.decode_latents(own), weights)
+        log.info("decoding %.0f %% of the face differs by %s", 100 * region.share, differs)
+        return {"vae_region": region.verdict(differs)}
+
+    def _make_ready(
+        self, generator: MuseTalkGenerator, rectangle: Rectangle | None, *, whole_faces: bool
+    ) -> None:
+        """Loads or compiles what is needed; torch takes OpenVINO's place where it can't be and needn't.
+
+        Args:
+            rectangle: the part of the face that the generator is to decode; None: all of it.
+            whole_faces: whether the whole decoder is wanted.
+        """
         try:
-            self._use_openvino()
+            self._load(whole_faces)
+            if rectangle is not None:
+                generator.region = self._region(generator, rectangle)
         except EngineError as e:
-            if self._config.runtime == "openvino":
+            if not self._openvino or self._config.runtime == "openvino":
                 raise
             log.warning("⚠️ %s; going on with torch", e)
-            self._compiled_unet = self._compiled_decoder = None
+            self._openvino, self._compiled_unet, self._compiled_decoder = False, None, None
+            self._make_ready(generator, rectangle, whole_faces=whole_faces)
+        if self._openvino:
+            self._vae.release()
 
-    def _use_openvino(self) -> None:
-        """OpenVINO for the UNet and, in float32, for the VAE's decoder."""
-        files, width = self._files, self.prompt_width
-        unet = unet_conversion(
-            lambda: self._unet.load("cpu", "float32"), [files.unet_config, files.unet_weights], (50, width)
+    def _load(self, whole_faces: bool) -> None:
+        if self._openvino:
+            if self._compiled_unet is None:
+                self._compiled_unet = CompiledNetwork(self._unet_conversion(), self.dtype)
+            if whole_faces and self._compiled_decoder is None:
+                self._compiled_decoder = CompiledNetwork(
+                    decoder_conversion(self._float_vae, self._vae_sources), self.dtype
+                )
+            return
+        unet, vae = (network.load(self.device, self.dtype) for network in (self._unet, self._vae))
+        if self._config.compile and self.device.startswith("cuda"):
+            unet.compile()
+            vae.decoder.compile()
+
+    def _region(self, generator: MuseTalkGenerator, rectangle: Rectangle) -> RegionDecoder:
+        import torch
+
+        vae = self._vae.load(self.device, self.dtype)
+        with torch.inference_mode():
+            samples = self.unscaled(generator.faces_at_rest())
+            return RegionDecoder(vae, rectangle, samples, self._compiled_region if self._openvino else None)
+
+    def _compiled_region(self, cuts: np.ndarray, affine: np.ndarray) -> Callable[[Tensor], Tensor]:
+        conversion = region_conversion(self._float_vae, self._vae_sources, len(cuts), affine.shape[1])
+        return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, {1: cuts, 2: affine}))
+
+    def _unet_conversion(self) -> Conversion:
+        from musetalk.engines.networks import fold_upsampling, open_unet
+
+        return unet_conversion(
+            lambda: fold_upsampling(open_unet(self._files).load("cpu", "float32")),
+            [self._files.unet_config, self._files.unet_weights],
+            (PROMPT_LENGTH, self.prompt_width),
         )
-        self._compiled_unet = CompiledNetwork(unet, self.dtype)
-        if self.dtype == "float32":
-            decoder = decoder_conversion(
-                lambda: self._vae.load("cpu", "float32"), [files.vae_config, files.vae_weights]
-            )
-            self._compiled_decoder = CompiledNetwork(decoder, self.dtype)
+
+    def _float_vae(self) -> Any:
+        """A VAE of its own in float32, for conversions."""
+        from musetalk.engines.networks import fold_upsampling, open_vae
+
+        return fold_upsampling(open_vae(self._files).load("cpu", "float32"))
+
+    @property
+    def _vae_sources(self) -> list[Path]:
+        return [self._files.vae_config, self._files.vae_weights]
 
 
 def _through(network: CompiledNetwork, *tensors: Tensor) -> Tensor:
@@ -331,6 +403,13 @@ def _through(network: CompiledNetwork, *tensors: Tensor) -> Tensor:
 
     found = network(*(tensor.float().contiguous().numpy() for tensor in tensors))
     return torch.from_numpy(found).to(tensors[0].dtype)
+
+
+def _one_by_one(network: CompiledNetwork, latents: Tensor) -> Tensor:
+    """Decodes each face alone: what a decoder works on then stays in the processor's cache."""
+    import torch
+
+    return torch.cat([_through(network, latent) for latent in latents.split(1)])
 
 
 def stack_latents(template: Template) -> tuple[np.ndarray, dict[int, int]]:
@@ -375,36 +454,21 @@ class MuseTalkGenerator:
         self.limit = BatchLimit(engine.device)
         latents, self._row_of = stack_latents(template)
         self._latents = torch.from_numpy(latents).to(engine.device, getattr(torch, engine.dtype))
-        self._template = template
-        self._region: RegionDecoder | None = None
+        self.region: RegionDecoder | None = None
 
-    def use_region(self, vae: Any, *, only_if_harmless: bool) -> None:
-        """Decodes only what the template's masks use, from statistics of its own faces at rest.
+    def own_faces(self) -> Tensor:
+        """(n, 4, 32, 32) scaled latents of a few of the template's frames."""
+        return self._few()[:, LATENT_CHANNELS:]
 
-        Args:
-            vae: loaded.
-            only_if_harmless: judge by full decodes of the template's own faces, see `region.Difference`.
-        """
-        import torch
+    def faces_at_rest(self) -> Tensor:
+        """(n, 4, 32, 32) scaled latents of the same frames as the UNet makes them in silence."""
+        latents = self._few()
+        silence = sinusoidal_positions(PROMPT_LENGTH, self.engine.prompt_width)
+        prompts = self._sent(np.repeat(silence[None], len(latents), axis=0))
+        return self.engine.predict_latents(latents, prompts.to(latents.dtype))
 
-        weights = face_weights(self._template)
-        latents = self._latents[:: max(1, len(self._latents) // REGION_SAMPLES)][:REGION_SAMPLES]
-        with torch.inference_mode():
-            prompts = np.repeat(
-                sinusoidal_positions(50, self.engine.prompt_width)[None], len(latents), axis=0
-            )
-            silence = self._sent(prompts).to(latents.dtype)
-            speaking = self.engine.unscaled(self.engine.predict_latents(latents, silence))
-            region = RegionDecoder(vae, used_rectangle(weights), speaking)
-            if only_if_harmless:
-                if not region.worthwhile:
-                    return
-                own = self.engine.unscaled(latents[:, LATENT_CHANNELS:])
-                difference = region.difference(own, weights)
-                log.info("region decoding differs by %s", difference)
-                if not difference.harmless:
-                    return
-        self._region = region
+    def _few(self) -> Tensor:
+        return self._latents[:: max(1, len(self._latents) // REGION_SAMPLES)][:REGION_SAMPLES]
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
         """(256, 256, 3) uint8 BGR faces.
@@ -426,8 +490,8 @@ class MuseTalkGenerator:
         with torch.inference_mode():
             latents = self._latents[self._sent(rows)]
             predicted = self.engine.predict_latents(latents, self._sent(prompts).to(latents.dtype))
-            if self._region is not None:
-                images = self._region.decode(self.engine.unscaled(predicted))
+            if self.region is not None:
+                images = self.region.decode(self.engine.unscaled(predicted))
             else:
                 images = self.engine.decode_latents(predicted)
             levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)

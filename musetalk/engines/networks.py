@@ -7,6 +7,7 @@ the mapped tensors become the parameters; a tensor costs memory only when it is 
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import threading
@@ -181,36 +182,58 @@ def _materialise(
 
 
 class Network:
-    """A module on the meta device with the mapped tensors that fit it; `load` makes it run.
+    """A module on the meta device and the checkpoint that fits it; `load` makes it run.
 
     Args:
         module: on the meta device.
-        tensors: by the module's own keys.
+        read: opens the checkpoint: tensors by the module's own keys, mapped, checked. Called at once, and
+            again when the network is loaded after a `release`.
         prepare: what is done to the module once its weights are there.
     """
 
     def __init__(
         self,
         module: Any,
-        tensors: Mapping[str, Tensor],
+        read: Callable[[], Mapping[str, Tensor]],
         prepare: Callable[[Any], None] | None = None,
     ) -> None:
         self.module = module
-        self._tensors: Mapping[str, Tensor] | None = tensors
+        self._read = read
+        self._tensors: Mapping[str, Tensor] | None = read()
         self._prepare = prepare
+        self._loaded: Any = None
         self._lock = threading.Lock()
 
     def load(self, device: str, dtype: str) -> Any:
-        """The module with its weights on `device` in `dtype`, for inference; the same one every time."""
+        """The module with its weights on `device` in `dtype`, for inference; the same one until `release`."""
         import torch
 
         with self._lock:
-            if self._tensors is not None:
-                _materialise(self.module, self._tensors, torch.device(device), getattr(torch, dtype))
+            if self._loaded is None:
+                loaded, tensors = copy.deepcopy(self.module), self._tensors or self._read()
+                _materialise(loaded, tensors, torch.device(device), getattr(torch, dtype))
                 if self._prepare is not None:
-                    self._prepare(self.module)
-                self._tensors = None
-        return self.module
+                    self._prepare(loaded)
+                self._loaded, self._tensors = loaded, None
+            return self._loaded
+
+    def release(self) -> None:
+        """Gives the weights' memory back."""
+        with self._lock:
+            self._loaded = self._tensors = None
+
+
+def _checked(
+    module: nn.Module, read: Callable[[], Mapping[str, Tensor]], weights: Path, settings: Path
+) -> Callable[[], Mapping[str, Tensor]]:
+    """`read`, its tensors compared with the module each time."""
+
+    def checked() -> Mapping[str, Tensor]:
+        tensors = read()
+        check_keys(module, tensors, weights, settings)
+        return tensors
+
+    return checked
 
 
 def open_unet(files: MuseTalkFiles) -> Network:
@@ -223,9 +246,8 @@ def open_unet(files: MuseTalkFiles) -> Network:
 
     settings = read_json(files.unet_config)
     module = _on_meta(lambda: UNet2DConditionModel.from_config(settings), files.unet_config)
-    tensors = read_tensors(files.unet_weights)
-    check_keys(module, tensors, files.unet_weights, files.unet_config)
-    return Network(module, tensors, fold_time_embedding)
+    read = _checked(module, lambda: read_tensors(files.unet_weights), files.unet_weights, files.unet_config)
+    return Network(module, read, fold_time_embedding)
 
 
 def _current_vae_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -250,9 +272,11 @@ def open_vae(files: MuseTalkFiles) -> Network:
 
     settings = read_json(files.vae_config)
     module = _on_meta(lambda: AutoencoderKL.from_config(settings), files.vae_config)
-    tensors = _current_vae_keys(read_tensors(files.vae_weights))
-    check_keys(module, tensors, files.vae_weights, files.vae_config)
-    return Network(module, tensors)
+
+    def current() -> Mapping[str, Tensor]:
+        return _current_vae_keys(read_tensors(files.vae_weights))
+
+    return Network(module, _checked(module, current, files.vae_weights, files.vae_config))
 
 
 def _encoder_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -271,9 +295,52 @@ def open_whisper_encoder(files: MuseTalkFiles) -> Network:
 
     settings = read_json(files.whisper_config)
     module = _on_meta(lambda: WhisperEncoder(WhisperConfig(**settings)), files.whisper_config)
-    tensors = _encoder_only(read_tensors(files.whisper_weights))
-    check_keys(module, tensors, files.whisper_weights, files.whisper_config)
-    return Network(module, tensors)
+
+    def encoder() -> Mapping[str, Tensor]:
+        return _encoder_only(read_tensors(files.whisper_weights))
+
+    return Network(module, _checked(module, encoder, files.whisper_weights, files.whisper_config))
+
+
+def fold_upsampling(network: Any) -> Any:
+    """Makes one convolution of each doubling of the pixels and the 3×3 convolution behind it.
+
+    Of the nine pixels that the convolution sees after the doubling only four are different, so its weights
+    add up to four 2×2 kernels, one for each pixel of a doubled one: 4/9 of the work, the same values. A
+    transposed convolution of stride 2 is just that. Returns `network`.
+    """
+    from diffusers.models.upsampling import Upsample2D
+
+    for block in network.modules():
+        for index, upsampler in enumerate(getattr(block, "upsamplers", None) or ()):
+            if isinstance(upsampler, Upsample2D) and _is_plain(upsampler):
+                block.upsamplers[index] = _doubling(upsampler.conv)
+    return network
+
+
+def _is_plain(upsampler: Any) -> bool:
+    convolution: Any = upsampler.conv if upsampler.name == "conv" else None
+    plain = type(convolution).__name__ == "Conv2d" and upsampler.norm is None and upsampler.interpolate
+    return plain and (convolution.kernel_size, convolution.padding) == ((3, 3), (1, 1))
+
+
+def _doubling(convolution: Any) -> nn.Module:
+    """What a 3×3 convolution of a picture with every pixel doubled is to the picture itself."""
+    import torch
+
+    class Doubling(torch.nn.ConvTranspose2d):
+        def forward(self, image: Tensor, output_size: object = None) -> Tensor:  # type: ignore[override]
+            return super().forward(image)
+
+    weight = convolution.weight
+    with torch.device("meta"):
+        doubling = Doubling(weight.shape[1], weight.shape[0], 4, stride=2, padding=1)
+    # rows: which of the three taps fall on one pixel; it reaches four of the larger picture along each axis
+    taps = torch.tensor([[0, 0, 1.0], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    folded = torch.einsum("oirc,yr,xc->ioyx", weight.float(), taps, taps).to(weight.dtype)
+    doubling.weight = torch.nn.Parameter(folded, requires_grad=False)
+    doubling.bias = convolution.bias
+    return doubling.eval()
 
 
 def fold_time_embedding(unet: Any) -> None:

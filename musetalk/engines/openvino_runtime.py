@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FOLDER = "openvino"  # beside the weights
 WORTHWHILE_BYTES = 1_000_000_000  # of weights; smaller networks run before they are converted
 LOCK_TIMEOUT = 600.0  # seconds that a process waits for another's conversion
+GENERATION = 2  # of what is done to the networks before they are converted; converted anew when it changes
 TRACED_SIDE = 32  # latents; the converted networks take what torch takes, tracing is quickest on one face
 
 
@@ -59,7 +60,7 @@ class Conversion:
         name: of the files.
         sources: configuration and weights; the files' hash covers them.
         module: makes the torch module; called only when there is no converted network yet.
-        examples: float32 arrays to trace with.
+        examples: arrays to trace with, of the inputs' types.
         shapes: of the inputs, -1 for what may vary.
     """
 
@@ -83,7 +84,10 @@ def _convert(conversion: Conversion, target: Path, *, half: bool) -> None:
     import openvino
 
     log.info("converting %s for OpenVINO, once 首次运行，正在转换模型", conversion.name)
-    inputs = [(list(shape), openvino.Type.f32) for shape in conversion.shapes]
+    inputs = [
+        (list(shape), openvino.Type(example.dtype))
+        for shape, example in zip(conversion.shapes, conversion.examples, strict=True)
+    ]
     model = openvino.convert_model(_traced(conversion), input=inputs)
     unfinished = target.with_name(f"unfinished-{target.name}")
     try:
@@ -104,7 +108,7 @@ def converted_path(conversion: Conversion, *, half: bool) -> Path:
     import openvino
     from filelock import FileLock
 
-    made_from = f"{sampled_digest(conversion.sources)} {openvino.__version__} {half}"
+    made_from = f"{sampled_digest(conversion.sources)} {openvino.__version__} {half} {GENERATION}"
     key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     folder = conversion.sources[-1].parent / FOLDER
     target = folder / f"{conversion.name}-{key}.xml"
@@ -116,18 +120,35 @@ def converted_path(conversion: Conversion, *, half: bool) -> Path:
     return target
 
 
+def _with_constants(path: Path, constants: Mapping[int, np.ndarray]) -> Any:
+    """The converted network with some of its inputs, by position, settled."""
+    import openvino
+    from openvino import opset13
+
+    model = openvino.Core().read_model(path)
+    for position, parameter in enumerate(model.get_parameters()):
+        if position in constants:
+            parameter.output(0).replace(opset13.constant(constants[position]).output(0))
+            model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
 class CompiledNetwork:
     """A network that runs in OpenVINO; one thread at a time.
 
     Args:
         conversion: the network.
         dtype: "float32" or "bfloat16", the precision it computes in.
+        constants: inputs, by position, that are the same at every call and no longer given.
 
     Raises:
         EngineError: the network can't be converted, kept or compiled.
     """
 
-    def __init__(self, conversion: Conversion, dtype: str) -> None:
+    def __init__(
+        self, conversion: Conversion, dtype: str, constants: Mapping[int, np.ndarray] | None = None
+    ) -> None:
         import openvino
 
         settings = {
@@ -137,7 +158,8 @@ class CompiledNetwork:
         }
         try:
             path = converted_path(conversion, half=dtype != "float32")
-            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+            model = _with_constants(path, constants or {})
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         except (RuntimeError, OSError, TimeoutError) as e:
             raise EngineError(
                 f"{conversion.name} can't be prepared for OpenVINO: {e}", "use --runtime torch"
@@ -184,3 +206,29 @@ def decoder_conversion(vae: Callable[[], Any], sources: Sequence[Path]) -> Conve
     return Conversion(
         "decoder", sources, wrapped, [np.zeros((1, 4, side, side), np.float32)], [(-1, 4, side, side)]
     )
+
+
+def region_conversion(
+    vae: Callable[[], Any], sources: Sequence[Path], cuts: int, channels: int
+) -> Conversion:
+    """`region.decode_cuts`: latents (B, 4, 32, 32), cuts (n, 4) and norms (2, c) → (B, 3, h, w)."""
+
+    def wrapped() -> Any:
+        from torch import nn
+
+        from musetalk.engines.region import decode_cuts, fixed_norms
+
+        class Region(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.vae = vae()
+
+            def forward(self, latents: Any, edges: Any, affine: Any) -> Any:
+                return decode_cuts(self.vae, latents, edges.unbind(0), fixed_norms(self.vae, affine))
+
+        return Region().eval()
+
+    side = TRACED_SIDE
+    examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
+    examples.append(np.zeros((2, channels), np.float32))
+    return Conversion("region", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4), (2, channels)])

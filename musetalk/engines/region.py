@@ -9,8 +9,8 @@ judges whether little is little enough; see `RegionDecoder.difference`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -111,9 +111,35 @@ def plan_crops(rectangle: Rectangle, resnets: Sequence[int], side: int) -> list[
     return needed
 
 
-def _cropped(image: Tensor, held: Rectangle, wanted: Rectangle) -> Tensor:
-    rows = slice(wanted.top - held.top, wanted.bottom - held.top)
-    return image[:, :, rows, wanted.left - held.left : wanted.right - held.left]
+def plan_cuts(rectangle: Rectangle, resnets: Sequence[int], side: int) -> np.ndarray:
+    """What is cut out of the image on its way through the up blocks, in order; see `plan_crops`.
+
+    Each residual block behind the first up block takes no more than the rest of its up block needs, each
+    upsampler and the output convolution likewise, and the last cut leaves `rectangle`.
+
+    Returns:
+        (n, 4) int64: top, bottom, left and right in the image as the cut before left it.
+    """
+    held, cuts = full(side), []
+
+    def cut(wanted: Rectangle) -> None:
+        nonlocal held
+        origin = (held.top, held.top, held.left, held.left)
+        cuts.append([edge - start for edge, start in zip(wanted, origin, strict=True)])
+        held = wanted
+
+    for level, needed in enumerate(plan_crops(rectangle, resnets, side)):
+        for left_to_do in range(resnets[level] if level else 0, 0, -1):
+            cut(needed.grown(2 * left_to_do, side << level))
+        cut(needed)
+        held = held.doubled() if level < len(resnets) - 1 else held
+    cut(rectangle)
+    return np.array(cuts, np.int64)
+
+
+def _cut(image: Tensor, edges: Any) -> Tensor:
+    top, bottom, left, right = edges
+    return image[:, :, top:bottom, left:right]
 
 
 def _residual(block: Any, image: Tensor, normalise: Normalise) -> Tensor:
@@ -122,34 +148,80 @@ def _residual(block: Any, image: Tensor, normalise: Normalise) -> Tensor:
     inner = block.conv1(silu(normalise(block.norm1, image)))
     inner = block.conv2(silu(normalise(block.norm2, inner)))
     shortcut = image if block.conv_shortcut is None else block.conv_shortcut(image)
-    return (shortcut + inner) / block.output_scale_factor
+    return shortcut + inner
 
 
-def decode_rectangle(vae: Any, latents: Tensor, rectangle: Rectangle, normalise: Normalise) -> Tensor:
-    """(B, 4, 32, 32) unscaled latents → (B, 3, h, w) of the `rectangle` of the 256² image.
+def decode_cuts(vae: Any, latents: Tensor, cuts: Iterable[Any], normalise: Normalise) -> Tensor:
+    """(B, 4, 32, 32) unscaled latents → (B, 3, h, w), the part of the 256² image that `cuts` leave.
 
     `normalise` stands in for the group norms behind the first up block, which see a part of the image.
     """
     from torch.nn.functional import silu
 
-    decoder = vae.decoder
-    blocks = decoder.up_blocks
-    crops = plan_crops(rectangle, [len(block.resnets) for block in blocks], latents.shape[-1])
+    decoder, cuts = vae.decoder, iter(cuts)
     image = latents if vae.post_quant_conv is None else vae.post_quant_conv(latents)
     image = decoder.mid_block(decoder.conv_in(image))
-    held = full(latents.shape[-1])
-    for level, (block, needed) in enumerate(zip(blocks, crops, strict=True)):
-        for done, resnet in enumerate(block.resnets):
+    for level, block in enumerate(decoder.up_blocks):
+        for resnet in block.resnets:
             if level == 0:
                 image = resnet(image, None)
-                continue
-            taken = needed.grown(2 * (len(block.resnets) - done), latents.shape[-1] << level)
-            image, held = _residual(resnet, _cropped(image, held, taken), normalise), taken
-        image, held = _cropped(image, held, needed), needed
+            else:
+                image = _residual(resnet, _cut(image, next(cuts)), normalise)
+        image = _cut(image, next(cuts))
         for upsampler in block.upsamplers or ():
-            image, held = upsampler(image), held.doubled()
+            image = upsampler(image)
     image = decoder.conv_out(silu(normalise(decoder.conv_norm_out, image)))
-    return _cropped(image, held, rectangle)
+    return _cut(image, next(cuts))
+
+
+def can_decode_part(vae: Any) -> bool:
+    """Whether nothing behind the first up block but its group norms looks further than a few pixels."""
+    return all(type(block).__name__ == "UpDecoderBlock2D" for block in vae.decoder.up_blocks)
+
+
+def _resnets(vae: Any) -> list[int]:
+    return [len(block.resnets) for block in vae.decoder.up_blocks]
+
+
+def cropped_norms(vae: Any) -> list[Any]:
+    """The group norms that see a part of the image, in the order of decoding."""
+    resnets = (resnet for block in vae.decoder.up_blocks[1:] for resnet in block.resnets)
+    return [*(norm for resnet in resnets for norm in (resnet.norm1, resnet.norm2)), vae.decoder.conv_norm_out]
+
+
+def fixed_norms(vae: Any, affine: Tensor) -> Normalise:
+    """Group norms with fixed statistics: x · scale + shift, per channel.
+
+    Args:
+        affine: (2, n) scales and shifts of all channels of `cropped_norms`, one after the other.
+    """
+    norms = cropped_norms(vae)
+    parts = affine[:, :, None, None].split([norm.num_channels for norm in norms], dim=1)
+    constants = dict(zip(norms, parts, strict=True))
+
+    def normalise(norm: Any, image: Tensor) -> Tensor:
+        scale, shift = constants[norm]
+        return image * scale + shift
+
+    return normalise
+
+
+def measure_norms(vae: Any, samples: Tensor) -> Tensor:
+    """(2, n) float32 for `fixed_norms`, from full decodes of `samples` (B, 4, 32, 32), unscaled."""
+    import torch
+
+    found = []
+
+    def measured(norm: Any, image: Tensor) -> Tensor:
+        grouped = image.float().unflatten(1, (norm.num_groups, -1)).flatten(2)
+        mean, variance = grouped.mean(dim=(0, 2)), grouped.var(dim=2, correction=0).mean(dim=0)
+        width = norm.num_channels // norm.num_groups
+        scale = norm.weight.float() / (variance + norm.eps).sqrt().repeat_interleave(width)
+        found.append(torch.stack([scale, norm.bias.float() - mean.repeat_interleave(width) * scale]))
+        return norm(image)
+
+    decode_cuts(vae, samples, plan_cuts(full(FACE_SIZE), _resnets(vae), samples.shape[-1]), measured)
+    return torch.cat(found, dim=1)
 
 
 @dataclass(frozen=True)
@@ -173,56 +245,57 @@ class RegionDecoder:
         vae: loaded.
         rectangle: the part of the face that the template uses.
         samples: (n, 4, 32, 32) unscaled latents of its generated faces, decoded in full for statistics.
+        compiled: makes a quicker `decode_cuts` for these cuts and this affine; None: torch does it.
     """
 
-    def __init__(self, vae: Any, rectangle: Rectangle, samples: Tensor) -> None:
-        self.vae = vae
+    def __init__(
+        self,
+        vae: Any,
+        rectangle: Rectangle,
+        samples: Tensor,
+        compiled: Callable[[np.ndarray, np.ndarray], Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
         self.rectangle = rectangle
-        self._moments: dict[Any, tuple[Tensor, Tensor]] = {}
-        decode_rectangle(vae, samples, full(FACE_SIZE), self._measured)
-        self._affine = {norm: self._constants(norm) for norm in self._moments}
+        cuts = plan_cuts(rectangle, _resnets(vae), samples.shape[-1])
+        affine = measure_norms(vae, samples)
+        if compiled is not None:
+            self._decode = compiled(cuts, affine.numpy())
+        else:
+            normalise = fixed_norms(vae, affine.to(samples.dtype))
+            self._decode = lambda latents: decode_cuts(vae, latents, cuts.tolist(), normalise)
 
     @property
-    def worthwhile(self) -> bool:
-        """Whether the region is small enough to be worth its inexactness."""
-        return self.rectangle.area < WORTHWHILE * FACE_SIZE**2
+    def share(self) -> float:
+        """Of the face's pixels."""
+        return self.rectangle.area / FACE_SIZE**2
 
-    def _measured(self, norm: Any, image: Tensor) -> Tensor:
-        grouped = image.float().unflatten(1, (norm.num_groups, -1)).flatten(2)
-        self._moments[norm] = (grouped.mean(dim=(0, 2)), grouped.var(dim=2, correction=0).mean(dim=0))
-        return norm(image)
+    def verdict(self, difference: Difference) -> dict[str, Any]:
+        """What a template's metadata says of decoding this region: levels, and whether it may be used.
 
-    def _constants(self, norm: Any) -> tuple[Tensor, Tensor]:
-        """The norm with fixed statistics: x · scale + shift, per channel."""
-        mean, variance = (
-            moment.repeat_interleave(norm.num_channels // norm.num_groups) for moment in self._moments[norm]
-        )
-        scale = norm.weight.float() / (variance + norm.eps).sqrt()
-        shift = norm.bias.float() - mean * scale
-        return scale.to(norm.weight.dtype)[:, None, None], shift.to(norm.weight.dtype)[:, None, None]
-
-    def _fixed(self, norm: Any, image: Tensor) -> Tensor:
-        scale, shift = self._affine[norm]
-        return image * scale + shift
+        A region nearly as large as the face isn't worth its inexactness.
+        """
+        harmless = difference.harmless and self.share < WORTHWHILE
+        levels = {name: round(value, 3) for name, value in asdict(difference).items()}
+        return {"harmless": harmless, "share": round(self.share, 3), **levels}
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, 32, 32) unscaled latents → (B, 3, 256, 256) RGB around -1…1, black outside the region."""
-        part = decode_rectangle(self.vae, latents, self.rectangle, self._fixed)
+        part = self._decode(latents)
         images = part.new_full((len(part), 3, FACE_SIZE, FACE_SIZE), -1)
         top, bottom, left, right = self.rectangle
         images[:, :, top:bottom, left:right] = part
         return images
 
-    def difference(self, latents: Tensor, weights: np.ndarray) -> Difference:
-        """What blended pixels differ by from a full decode.
 
-        Args:
-            latents: (n, 4, 32, 32) unscaled, others than the samples.
-            weights: (256, 256) share of the generated face in each pixel.
-        """
-        exact = self.vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
-        levels = (self.decode(latents).float().clamp(-1, 1) - exact).abs() * 127.5
-        blended = levels.cpu().numpy()[:, :, weights > 0] * weights[weights > 0]
-        return Difference(
-            float(blended.mean()), float(np.percentile(blended, TAIL_PERCENTILE)), float(blended.max())
-        )
+def difference(found: Tensor, exact: Tensor, weights: np.ndarray) -> Difference:
+    """What blended pixels differ by.
+
+    Args:
+        found, exact: (n, 3, 256, 256) around -1…1, decoded in part and in full.
+        weights: (256, 256) share of the generated face in each pixel.
+    """
+    levels = (found.float().clamp(-1, 1) - exact.float().clamp(-1, 1)).abs() * 127.5
+    blended = levels.cpu().numpy()[:, :, weights > 0] * weights[weights > 0]
+    return Difference(
+        float(blended.mean()), float(np.percentile(blended, TAIL_PERCENTILE)), float(blended.max())
+    )

@@ -203,6 +203,44 @@ def test_other_failures_are_not_taken_for_memory() -> None:
         BatchLimit("cpu").run(work, 4)
 
 
+@pytest.mark.parametrize("size", [(4, 4), (5, 7)])
+def test_folded_upsampling_is_the_doubling_and_the_convolution(size: tuple[int, int]) -> None:
+    from diffusers.models.upsampling import Upsample2D
+
+    torch.manual_seed(3)
+    block = torch.nn.Module()
+    block.upsamplers = torch.nn.ModuleList([Upsample2D(6, use_conv=True, out_channels=4)])
+    image = torch.randn(2, 6, *size)
+    with torch.inference_mode():
+        expected = block.upsamplers[0](image)
+        networks.fold_upsampling(block)
+        assert not isinstance(block.upsamplers[0], Upsample2D)
+        torch.testing.assert_close(block.upsamplers[0](image), expected, atol=1e-5, rtol=0)
+
+
+def test_upsampling_of_another_kind_is_left_alone() -> None:
+    from diffusers.models.upsampling import Upsample2D
+
+    block = torch.nn.Module()
+    other = [Upsample2D(4, use_conv=False), Upsample2D(4, use_conv=True, kernel_size=1, padding=0)]
+    other += [Upsample2D(4, use_conv=True, norm_type="rms_norm"), Upsample2D(4, use_conv_transpose=True)]
+    block.upsamplers = torch.nn.ModuleList(other)
+    networks.fold_upsampling(block)
+    assert list(block.upsamplers) == other
+
+
+def test_a_released_network_is_read_again(tiny_models: Path) -> None:
+    network = networks.open_vae(weights.find_files(model_paths(tiny_models)))
+    first = network.load("cpu", "float32")
+    assert network.load("cpu", "float32") is first
+    expected = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    network.release()
+    again = network.load("cpu", "float32")
+    assert again is not first
+    for name, tensor in again.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=0, rtol=0)
+
+
 def test_positions_follow_vaswani() -> None:
     code = sinusoidal_positions(50, 384)
     for position, channel in [(0, 0), (7, 10), (49, 383)]:
@@ -386,7 +424,7 @@ torch.zeros(8, 8).to(torch.bfloat16)
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
-Network(module, read_tensors(Path(sys.argv[1]))).load("cpu", "bfloat16")
+Network(module, lambda: read_tensors(Path(sys.argv[1]))).load("cpu", "bfloat16")
 print(peak() - before)
 """
 

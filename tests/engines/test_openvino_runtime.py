@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from musetalk.config import EngineConfig
 from musetalk.engines import create_engine, openvino_runtime
+from musetalk.engines.base import TemplateJudge
 from musetalk.errors import EngineError
+from musetalk.template import Template
 from tests.conftest import make_template
 from tests.engines.conftest import NEEDS_FULL, model_paths
 
@@ -24,15 +28,26 @@ def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(tiny_models, tmp_path_factory.mktemp("openvino") / "models 模型")
 
 
-def faces(models: Path, runtime: str) -> np.ndarray:
-    config = EngineConfig(engine="musetalk", models=model_paths(models), fp16=False, runtime=runtime)
+def faces(models: Path, runtime: str, template: Template | None = None, **settings: Any) -> np.ndarray:
+    config = EngineConfig(
+        engine="musetalk", models=model_paths(models), fp16=False, runtime=runtime, **settings
+    )
     engine = create_engine("musetalk", config, "cpu")
+    prompts = np.random.RandomState(3).randn(3, 20, 384).astype(np.float32)
+    return np.stack(engine.open(template or latent_template()).generate(prompts, [0, 1, 0]))
+
+
+def latent_template() -> Template:
+    """Two noisy frames with masks that use the lower half of the face."""
     template = make_template(2)
     random = np.random.RandomState(2)
-    for position in range(4):
-        template.latents[position] = random.randn(1, 8, 32, 32).astype(np.float32) / 5
-    prompts = random.randn(3, 20, 384).astype(np.float32)
-    return np.stack(engine.open(template).generate(prompts, [0, 1, 0]))
+    latents = [random.randn(1, 8, 32, 32).astype(np.float32) / 5 for _ in range(2)]
+    masks = [mask.copy() for mask in template.masks[:2]]
+    for mask in masks:
+        mask[: mask.shape[0] // 2] = 0
+    return Template.from_frames(
+        template.frames[:2], template.bboxes[:2], latents, masks, template.crop_boxes[:2]
+    )
 
 
 def test_openvino_gives_torchs_frames_and_converts_once(
@@ -61,6 +76,37 @@ def test_auto_goes_on_with_torch_where_openvino_cant(
     assert "going on with torch" in caplog.text
     with pytest.raises(EngineError, match="Permission denied"):
         faces(models, "openvino")
+
+
+def test_a_region_through_openvino_gives_torchs_pixels(models: Path) -> None:
+    expected, found = (faces(models, runtime, vae_region="on") for runtime in ("torch", "openvino"))
+    assert (expected[:, :100] == 0).all()  # the upper part of the face is left away
+    assert (np.abs(found.astype(int) - expected) <= 1).mean() >= 0.999
+
+
+def test_a_recorded_verdict_decides_what_is_decoded(models: Path) -> None:
+    template = latent_template()
+    harmless = dataclasses.replace(template, region_harmless=True)
+    whole, part = faces(models, "torch", template), faces(models, "torch", harmless)
+    assert (part[:, :100] == 0).all() and whole[:, :100].any()
+    np.testing.assert_array_equal(faces(models, "torch", harmless, vae_region="off"), whole)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_preprocessing_judges_large_networks(
+    models: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    config = EngineConfig(engine="musetalk", models=model_paths(models), fp16=False, runtime=runtime)
+    engine = create_engine("musetalk", config, "cpu")
+    assert isinstance(engine, TemplateJudge)
+    assert engine.judge(latent_template()) == {}
+    monkeypatch.setattr("musetalk.engines.musetalk.WORTHWHILE_BYTES", 1)
+    verdict = engine.judge(latent_template())["vae_region"]
+    assert verdict.keys() == {"harmless", "share", "mean", "tail", "largest"}
+    assert 0 < verdict["mean"] < verdict["tail"] <= verdict["largest"]
+    assert verdict["harmless"] is (verdict["mean"] <= 0.5 and verdict["tail"] <= 4)
+    off = create_engine("musetalk", dataclasses.replace(config, vae_region="off"), "cpu")
+    assert isinstance(off, TemplateJudge) and off.judge(latent_template()) == {}
 
 
 def conversion(folder: Path) -> openvino_runtime.Conversion:

@@ -12,10 +12,13 @@ from musetalk.engines.region import (
     Difference,
     Rectangle,
     RegionDecoder,
-    decode_rectangle,
+    can_decode_part,
+    decode_cuts,
+    difference,
     face_weights,
     full,
     plan_crops,
+    plan_cuts,
     used_rectangle,
 )
 from musetalk.template import Template
@@ -45,7 +48,8 @@ def latents() -> Any:
 def test_a_whole_rectangle_is_the_decoder_itself(vae: Any, latents: Any) -> None:
     torch = pytest.importorskip("torch", reason=NEEDS_FULL)
     with torch.inference_mode():
-        whole = decode_rectangle(vae, latents, full(256), lambda norm, image: norm(image))
+        cuts = plan_cuts(full(256), [2, 2, 2, 2], 32).tolist()
+        whole = decode_cuts(vae, latents, cuts, lambda norm, image: norm(image))
         torch.testing.assert_close(whole, vae.decode(latents).sample)
 
 
@@ -61,19 +65,42 @@ def test_with_its_own_statistics_a_region_is_exact(vae: Any, latents: Any, recta
     )
 
 
-def test_the_difference_is_what_blended_pixels_differ_by(vae: Any, latents: Any) -> None:
+def test_a_region_of_other_faces_differs_little_and_not_at_all_where_nothing_is_blended(
+    vae: Any, latents: Any
+) -> None:
     torch = pytest.importorskip("torch", reason=NEEDS_FULL)
     weights = np.zeros((256, 256), np.float32)
     weights[JAW.top : JAW.bottom, JAW.left : JAW.right] = 0.5
     with torch.inference_mode():
         region = RegionDecoder(vae, JAW, latents[:1])
-        same, other = region.difference(latents[:1], weights), region.difference(latents[1:] * 3, weights)
-        exact = vae.decode(latents[1:] * 3).sample.clamp(-1, 1).numpy()
-        found = region.decode(latents[1:] * 3).clamp(-1, 1).numpy()
+        same = difference(region.decode(latents[:1]), vae.decode(latents[:1]).sample, weights)
+        exact, found = vae.decode(latents[1:] * 3).sample, region.decode(latents[1:] * 3)
+        other = difference(found, exact, weights)
     assert same.harmless and same.largest < 0.1
     assert not other.harmless
-    inside = np.abs(found - exact)[:, :, JAW.top : JAW.bottom, JAW.left : JAW.right] * 127.5 * 0.5
+    inside = np.abs(found.clamp(-1, 1).numpy() - exact.clamp(-1, 1).numpy())
+    inside = inside[:, :, JAW.top : JAW.bottom, JAW.left : JAW.right] * 127.5 * 0.5
     assert other.mean == pytest.approx(inside.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rectangle", "mean", "harmless"), [(JAW, 0.1, True), (JAW, 0.6, False), (full(256), 0.1, False)]
+)
+def test_the_verdict_needs_little_difference_and_a_region_worth_it(
+    vae: Any, latents: Any, rectangle: Rectangle, mean: float, harmless: bool
+) -> None:
+    verdict = RegionDecoder(vae, rectangle, latents[:1]).verdict(Difference(mean, 1.23456, 9.0))
+    assert verdict["harmless"] is harmless
+    assert (verdict["mean"], verdict["tail"], verdict["largest"]) == (mean, 1.235, 9.0)
+    assert verdict["share"] == pytest.approx(rectangle.area / 65536, abs=1e-3)
+
+
+def test_a_decoder_with_attention_behind_the_first_block_is_decoded_whole(vae: Any) -> None:
+    from diffusers import AutoencoderKL
+
+    blocks = ["UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
+    attentive = AutoencoderKL.from_config({**vae.config, "up_block_types": blocks})
+    assert can_decode_part(vae) and not can_decode_part(attentive)
 
 
 def test_limits_of_what_is_harmless() -> None:
@@ -88,6 +115,17 @@ def test_crops_cover_what_the_convolutions_see_and_no_more() -> None:
     assert crops[2] == Rectangle(56, 69, 56, 69)  # and 6 convolutions at 256², the upsampler's
     assert crops[1] == Rectangle(24, 38, 24, 38)  # and 6 at 128², the upsampler's
     assert crops[0] == Rectangle(8, 23, 8, 23)
+
+
+def test_cuts_follow_the_rectangle_through_every_doubling() -> None:
+    rectangle, held = Rectangle(120, 130, 60, 90), full(32)
+    cuts = plan_cuts(rectangle, [3, 3, 3, 3], 32)
+    for number, (top, bottom, left, right) in enumerate(cuts):
+        height, width = held.bottom - held.top, held.right - held.left
+        assert 0 <= top < bottom <= height and 0 <= left < right <= width
+        held = Rectangle(held.top + top, held.top + bottom, held.left + left, held.left + right)
+        held = held.doubled() if number in (0, 4, 8) else held  # behind the first up block's cut, then 4 each
+    assert held == rectangle and len(cuts) == 14
 
 
 def _masked_template() -> Template:
