@@ -246,12 +246,25 @@ def _close_eye(
     lowered = above * _follow((top + above + LASHES - down) / (lid + above + LASHES))
     raised = -below * _follow((down - bottom + below) / 0.12)
     edge = top + above + LASHES * (gap > 0)
-    skin_above = _lid_skin(picture, upper, brow) * LASH_SHADE
+    lightest = _lid_skin(picture, upper, brow) * LASH_SHADE
     eye = picture[y1:y2, x1:x2].astype(np.float32)
     _cover(eye, picture, grid, head, raised, down - bottom + below, None)
-    lashes = shut * np.exp(-((np.maximum(edge - down, 0) / LASHES) ** 2))
-    _cover(eye, picture, grid, head, lowered, edge - down, (lashes, skin_above))
+    share = shut * np.exp(-((np.maximum(edge - down, 0) / LASHES) ** 2))
+    _cover(eye, picture, grid, head, lowered, edge - down, Lashes(share, lightest))
     picture[y1:y2, x1:x2] = np.clip(eye + 0.5, 0, 255).astype(np.uint8)
+
+
+class Lashes(NamedTuple):
+    """Lashes along a lid that comes down.
+
+    Attributes:
+        share: (h, w) how much of each pixel is lashes.
+        lightest: (3,) BGR that they may have: what the picture shows along an open lid's edge is the eye as
+            often as the lashes.
+    """
+
+    share: np.ndarray
+    lightest: np.ndarray
 
 
 def _cover(
@@ -261,18 +274,13 @@ def _cover(
     head: HeadFrame,
     shift: np.ndarray,
     depth: np.ndarray,
-    lashes: tuple[np.ndarray, np.ndarray] | None,
+    lashes: Lashes | None,
 ) -> None:
-    """Draws a lid that moved by `shift` over `eye` where `depth` (h, w) into the lid is positive.
-
-    Args:
-        lashes: how much pixels (h, w) are the lashes', and the lightest colour (3,) lashes may have: what
-            the picture shows along an open lid's edge is the eye as often as the lashes.
-    """
+    """Draws a lid that moved by `shift` over `eye` where `depth` (h, w) into the lid is positive."""
     places = grid - (shift[..., None] * head.axes[:, 1]).astype(np.float32)
     skin = warp.sample(picture, places).astype(np.float32)
     if lashes is not None:
-        skin += (np.minimum(skin, lashes[1]) - skin) * lashes[0][..., None].astype(np.float32)
+        skin += (np.minimum(skin, lashes.lightest) - skin) * lashes.share[..., None].astype(np.float32)
     covered = np.clip(depth * head.eye_distance + 0.5, 0, 1) * (np.abs(shift) > 0)
     eye += (skin - eye) * covered[..., None].astype(np.float32)
 

@@ -216,8 +216,7 @@ class UltraFastRealtimeInference:
                 f"❌ template cache {template_id} was made with other weights 模板缓存与权重不匹配",
                 "💡 请重新运行预处理 (run --preprocess again)",
             )
-        harmless = bool(metadata.get("vae_region", {}).get("harmless"))
-        generator = engine.open(dataclasses.replace(template, region_harmless=harmless))
+        generator = engine.open(dataclasses.replace(template, region_verdict=metadata.get("vae_region")))
         loaded = metadata.get("pkl_sha256", "")
         self._opened = OpenedTemplate(loaded, template, engine, generator, FrameCompositor(template))
         return self._opened

@@ -11,13 +11,17 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from musetalk.config import Defaults, EngineConfig, EngineName, ParsingMode, PreprocessingConfig
 from musetalk.device import Device, resolve_device
 from musetalk.engines import choose_engine, create_engine, engine_fingerprint
 from musetalk.pipeline import Pipeline, StageClock
 from musetalk.store import CacheInfo, TemplateMetadata, TemplateStore, check_template_id
+
+if TYPE_CHECKING:
+    from musetalk.engines.base import Engine
+    from musetalk.template import Template
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +127,6 @@ class EnhancedMuseTalkPreprocessor:
         wanted: dict[str, Any],
     ) -> TemplateMetadata:
         """Makes and publishes the template; the caller holds its lock."""
-        from musetalk.engines.base import TemplateJudge
         from musetalk.template_source import find_faces, progress
 
         start = time.perf_counter()
@@ -144,10 +147,7 @@ class EnhancedMuseTalkPreprocessor:
             with clock.stage("masks"):
                 masks = sources.masks(settings, engine_name, self.config, self.device.name)
             template = sources.template(latents, masks)
-            with clock.stage("judge"):
-                found = pipeline.call(
-                    lambda: engine.judge(template) if isinstance(engine, TemplateJudge) else {}, "judge"
-                )
+            found = _judged(engine, template, pipeline, clock)
         log.info(
             "box %s, %d frames, %d without a face: %s",
             template.original_bbox,
@@ -193,3 +193,13 @@ class EnhancedMuseTalkPreprocessor:
     def get_cache_info(self) -> CacheInfo:
         """The cache folder, its templates and their total size in MB."""
         return self.store.info()
+
+
+def _judged(engine: Engine, template: Template, pipeline: Pipeline, clock: StageClock) -> dict[str, Any]:
+    """What an engine that judges templates has to say of this one."""
+    from musetalk.engines.base import TemplateJudge
+
+    if not isinstance(engine, TemplateJudge):
+        return {}
+    with clock.stage("judge"):
+        return pipeline.call(lambda: engine.judge(template), "judge")

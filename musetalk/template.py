@@ -52,7 +52,7 @@ class Template:
         crop_boxes: (x1, y1, x2, y2) of each mask; may reach outside the frame.
         original_bbox: the first face's box.
         processed_at: unix seconds.
-        region_harmless: preprocessing found that the engine may generate only what the masks use.
+        region_verdict: what preprocessing found of decoding only what the masks use; unchecked metadata.
         unique: for each position, the first position that holds the same frame.
     """
 
@@ -63,7 +63,7 @@ class Template:
     crop_boxes: list[Box]
     original_bbox: Box
     processed_at: float = field(default_factory=time.time)
-    region_harmless: bool = False
+    region_verdict: object = None
     unique: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -186,17 +186,17 @@ def test_refreshed_template_is_loaded_again(renderer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recorded", "harmless"),
-    [({}, False), ({"vae_region": {"harmless": True}}, True), ({"vae_region": {"harmless": False}}, False)],
+    ("recorded", "verdict"),
+    [({}, None), ({"vae_region": {"harmless": True}}, {"harmless": True}), ({"vae_region": "x"}, "x")],
 )
-def test_what_preprocessing_found_of_a_template_reaches_the_engine(renderer, monkeypatch, recorded, harmless):
+def test_what_preprocessing_found_of_a_template_reaches_the_engine(renderer, monkeypatch, recorded, verdict):
     opened = []
     monkeypatch.setattr(CountingEngine, "open", lambda self, template: opened.append(template))
     metadata = {**renderer.store.read_metadata("t"), **recorded}
     with renderer.store.lock("t"):
         renderer.store.publish("t", make_template(3, SIZE), metadata)
     renderer.open("t")
-    assert [template.region_harmless for template in opened] == [harmless]
+    assert [template.region_verdict for template in opened] == [verdict]
 
 
 @pytest.mark.parametrize("sizes", [[], [1], [5, 5, 5], [100], [1] * 9])

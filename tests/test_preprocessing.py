@@ -33,5 +33,5 @@ def test_the_engines_verdict_is_kept_in_the_metadata(
     preprocessor.preprocess_template("t", portrait)
     metadata = json.loads((tmp_path / "t_metadata.json").read_text(encoding="utf-8"))
     assert metadata["vae_region"] == VERDICT
-    assert metadata["stages"]["judge"] >= 0
+    assert "judge" in metadata["stages"]
     assert preprocessor.preprocess_template("t", portrait) == metadata

@@ -38,7 +38,7 @@ from musetalk.engines.region import (
     used_rectangle,
 )
 from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
-from musetalk.weights import MuseTalkFiles, latents_fingerprint
+from musetalk.weights import MuseTalkFiles, latents_fingerprint, sampled_digest
 from musetalk.whisper import N_MELS, audio_prompts, hidden_states
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class MuseTalkEngine:
     """MuseTalk 1.0 or 1.5 on one device; an `Engine`.
 
     Checkpoints are checked when it is made and read when they are first needed: encoding a template
-    touches the VAE only.
+    touches the VAE only, judging it the UNet too.
     """
 
     name: EngineName = "musetalk"
@@ -275,7 +275,7 @@ class MuseTalkEngine:
             (B, 4, 32, 32) latents of the speaking face.
         """
         if self._compiled_unet is not None:
-            return _through(self._compiled_unet, latents, prompts)
+            return _through(self._compiled_unet, latents, prompts).to(latents.dtype)
         unet = self._unet.load(self.device, self.dtype)
         return unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
 
@@ -300,26 +300,53 @@ class MuseTalkEngine:
         """
         generator = MuseTalkGenerator(self, template)
         wish = self._config.vae_region
-        wanted = wish == "on" or (wish == "auto" and template.region_harmless)
-        if wanted and can_decode_part(self._vae.module):
+        wanted = wish == "on" or (wish == "auto" and self._found_harmless(template.region_verdict))
+        if wanted and not can_decode_part(self._vae.module):
+            log.warning("⚠️ this VAE decodes whole faces only 该VAE不支持区域解码")
+            wanted = False
+        if wanted:
             self._make_ready(generator, used_rectangle(face_weights(template)), whole_faces=False)
         else:
             self._make_ready(generator, None, whole_faces=True)
         return generator
 
+    def _found_harmless(self, verdict: object) -> bool:
+        """Whether preprocessing judged region decoding harmless with these very networks and precision."""
+        if isinstance(verdict, dict) and verdict.get("networks") == self._judged_with:
+            return verdict.get("harmless") is True
+        if self._is_large:
+            log.info("region decoding was not judged with these networks; see --force_refresh")
+        return False
+
+    @property
+    def _judged_with(self) -> str:
+        return f"{sampled_digest([self._files.unet_weights, self._files.vae_weights])[:16]} {self.dtype}"
+
+    @property
+    def _is_large(self) -> bool:
+        return self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
+
     def judge(self, template: Template) -> dict[str, Any]:
         """Whether decoding a part of this template's faces is harmless, as its metadata holds it.
 
         The template's own faces are decoded both ways, with statistics of other faces: those that the UNet
-        makes of them in silence. Nothing is judged, {}, where `vae_region` is "off" and for networks too
-        small to gain by it.
+        makes of them in silence. Nothing is judged, {}, where `vae_region` is "off", for networks too small
+        to gain by it, and where the memory for it is missing.
 
         Raises:
             CacheError, WeightsError, EngineError: as `open`.
         """
-        large = self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
-        if self._config.vae_region == "off" or not large or not can_decode_part(self._vae.module):
+        if self._config.vae_region == "off" or not self._is_large or not can_decode_part(self._vae.module):
             return {}
+        try:
+            return {"vae_region": {**self._verdict(template), "networks": self._judged_with}}
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+            log.warning("⚠️ no memory to judge region decoding on %s 内存不足，不使用区域解码", self.device)
+            return {}
+
+    def _verdict(self, template: Template) -> dict[str, Any]:
         import torch
 
         weights, generator = face_weights(template), MuseTalkGenerator(self, template)
@@ -328,7 +355,7 @@ class MuseTalkEngine:
         with torch.inference_mode():
             differs = difference(region.decode(self.unscaled(own)), self.decode_latents(own), weights)
         log.info("decoding %.0f %% of the face differs by %s", 100 * region.share, differs)
-        return {"vae_region": region.verdict(differs)}
+        return region.verdict(differs)
 
     def _make_ready(
         self, generator: MuseTalkGenerator, rectangle: Rectangle | None, *, whole_faces: bool
@@ -399,10 +426,10 @@ class MuseTalkEngine:
 
 
 def _through(network: CompiledNetwork, *tensors: Tensor) -> Tensor:
+    """The network's output, float32 whatever it computes in."""
     import torch
 
-    found = network(*(tensor.float().contiguous().numpy() for tensor in tensors))
-    return torch.from_numpy(found).to(tensors[0].dtype)
+    return torch.from_numpy(network(*(tensor.float().contiguous().numpy() for tensor in tensors)))
 
 
 def _one_by_one(network: CompiledNetwork, latents: Tensor) -> Tensor:

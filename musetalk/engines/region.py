@@ -3,8 +3,8 @@
 The VAE decoder's convolutions see a few pixels around each pixel, so a region with that margin decodes to
 the same values, but for one thing: its group norms take their statistics over the whole image. The decision
 a reader would question: in the cropped blocks those statistics are constants of the template, measured on
-full decodes of it. They move a little with the mouth, so the result differs a little, and each template
-judges whether little is little enough; see `RegionDecoder.difference`.
+full decodes of it. They move a little with the mouth, so the result differs a little, and preprocessing
+judges for each template whether little is little enough; see `difference` and `RegionDecoder.verdict`.
 """
 
 from __future__ import annotations
@@ -175,8 +175,12 @@ def decode_cuts(vae: Any, latents: Tensor, cuts: Iterable[Any], normalise: Norma
 
 
 def can_decode_part(vae: Any) -> bool:
-    """Whether nothing behind the first up block but its group norms looks further than a few pixels."""
-    return all(type(block).__name__ == "UpDecoderBlock2D" for block in vae.decoder.up_blocks)
+    """Whether `decode_cuts` is this VAE's decoder: plain residual blocks with SiLU, no attention between."""
+    blocks = vae.decoder.up_blocks
+    resnets = [resnet for block in blocks for resnet in block.resnets]
+    return all(type(block).__name__ == "UpDecoderBlock2D" for block in blocks) and all(
+        type(resnet.nonlinearity).__name__ == "SiLU" and resnet.output_scale_factor == 1 for resnet in resnets
+    )
 
 
 def _resnets(vae: Any) -> list[int]:

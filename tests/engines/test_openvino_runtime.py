@@ -84,12 +84,41 @@ def test_a_region_through_openvino_gives_torchs_pixels(models: Path) -> None:
     assert (np.abs(found.astype(int) - expected) <= 1).mean() >= 0.999
 
 
-def test_a_recorded_verdict_decides_what_is_decoded(models: Path) -> None:
+def judged(models: Path, monkeypatch: pytest.MonkeyPatch, runtime: str = "torch") -> dict[str, Any]:
+    """The verdict of engine musetalk on `latent_template`, the tiny networks taken for large ones."""
+    monkeypatch.setattr("musetalk.engines.musetalk.WORTHWHILE_BYTES", 1)
+    config = EngineConfig(engine="musetalk", models=model_paths(models), fp16=False, runtime=runtime)
+    engine = create_engine("musetalk", config, "cpu")
+    assert isinstance(engine, TemplateJudge)
+    return engine.judge(latent_template())
+
+
+def test_a_recorded_verdict_decides_what_is_decoded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = latent_template()
-    harmless = dataclasses.replace(template, region_harmless=True)
+    found = {**judged(models, monkeypatch)["vae_region"], "harmless": True}
+    harmless = dataclasses.replace(template, region_verdict=found)
     whole, part = faces(models, "torch", template), faces(models, "torch", harmless)
     assert (part[:, :100] == 0).all() and whole[:, :100].any()
     np.testing.assert_array_equal(faces(models, "torch", harmless, vae_region="off"), whole)
+
+
+UNUSABLE = (None, [], "x", {"harmless": True}, {"harmless": True, "networks": "other"})
+
+
+@pytest.mark.parametrize("verdict", UNUSABLE)
+def test_a_damaged_verdict_or_one_on_other_networks_is_no_verdict(models: Path, verdict: object) -> None:
+    template = dataclasses.replace(latent_template(), region_verdict=verdict)
+    np.testing.assert_array_equal(faces(models, "torch", template), faces(models, "torch"))
+
+
+def test_where_memory_is_missing_nothing_is_judged(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from musetalk.engines import musetalk
+
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(musetalk, "difference", out_of_memory)
+    assert judged(models, monkeypatch) == {}
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
@@ -100,11 +129,10 @@ def test_preprocessing_judges_large_networks(
     engine = create_engine("musetalk", config, "cpu")
     assert isinstance(engine, TemplateJudge)
     assert engine.judge(latent_template()) == {}
-    monkeypatch.setattr("musetalk.engines.musetalk.WORTHWHILE_BYTES", 1)
-    verdict = engine.judge(latent_template())["vae_region"]
-    assert verdict.keys() == {"harmless", "share", "mean", "tail", "largest"}
+    verdict = judged(models, monkeypatch, runtime)["vae_region"]
+    assert verdict.keys() == {"harmless", "share", "mean", "tail", "largest", "networks"}
     assert 0 < verdict["mean"] < verdict["tail"] <= verdict["largest"]
-    assert verdict["harmless"] is (verdict["mean"] <= 0.5 and verdict["tail"] <= 4)
+    assert verdict["networks"].endswith("float32")
     off = create_engine("musetalk", dataclasses.replace(config, vae_region="off"), "cpu")
     assert isinstance(off, TemplateJudge) and off.judge(latent_template()) == {}
 

@@ -103,6 +103,13 @@ def test_a_decoder_with_attention_behind_the_first_block_is_decoded_whole(vae: A
     assert can_decode_part(vae) and not can_decode_part(attentive)
 
 
+def test_a_decoder_of_another_activation_is_decoded_whole(vae: Any) -> None:
+    from diffusers import AutoencoderKL
+
+    settings = {**vae.config, "act_fn": "relu", "_use_default_values": []}
+    assert not can_decode_part(AutoencoderKL.from_config(settings))
+
+
 def test_limits_of_what_is_harmless() -> None:
     assert Difference(0.5, 4.0, 90.0).harmless
     assert not Difference(0.51, 1.0, 1.0).harmless

@@ -203,7 +203,7 @@ TRACK_RATE = 25  # frames/s
 SLOT = 3 * SAMPLE_RATE  # samples of one sentence
 NATURAL_OPENING = 0.17  # eye distances, 95th percentile that every real speaker is brought to
 NATURAL_WIDTH = 0.032  # eye distances, deviation of the outer width that every real speaker is brought to
-STILL_WIDTH = 0.002  # eye distances, a deviation that is noise
+STILL = 0.002  # eye distances; a movement no larger is noise
 SILENT = -2.5  # bel under the speaker's level
 
 
@@ -308,8 +308,9 @@ def real_samples(speaker: TrackedSpeaker, encode: Encode, rng: Rng) -> Iterator[
     rest = rest_distances(speaker)
     moved = [(track - rest)[:, _MEASURED_COLUMNS] for track in speaker.tracks]
     opening, width = np.concatenate(moved)[:, :2].T
-    scale = np.full(len(MEASURED), NATURAL_OPENING / np.nanpercentile(opening, 95), np.float32)
-    scale[MEASURED.index("width")] = NATURAL_WIDTH / max(np.nanstd(width), STILL_WIDTH)
+    widest = max(np.nanpercentile(opening, 95), STILL)
+    scale = np.full(len(MEASURED), NATURAL_OPENING / widest, np.float32)
+    scale[MEASURED.index("width")] = NATURAL_WIDTH / max(np.nanstd(width), STILL)
     for waveform, track in zip(speaker.waveforms, moved, strict=True):
         steps = len(waveform) // STEP_SAMPLES
         truth = np.zeros((steps, len(MEASURED)), np.float32)

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 MESH_POINTS = 478
 WORKING_SIDE = 1024  # pixels; larger face boxes are made smaller before they are warped
-KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or a dozen large ones
+KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or three of the largest
 JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
 TONGUE_SHARE = 0.30  # of the jaw's way that the tongue's back goes
 ROUNDED_EDGE = 0.02  # eye distances that the upper teeth show at most below fully rounded lips
 TONGUE_RISE = 0.035  # eye distances at tongue_up 1
 LOOKED_AT = 7  # template frames, about, that tell what the mouth's inside looks like
-FULL_MASK = 200  # of 255; where the blend mask is above, the face replaces the template's pixels
+FULL_MASK = 200  # of 255; above it at most a fifth of the template shows through, too little to be seen
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
 LINE_STRENGTH = 0.65
@@ -72,9 +72,11 @@ class PreparedFace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, without the template's own pixels."""
+        """Bytes of the arrays."""
         measured = self.measured
-        arrays = (self.fields, self.pixels, self.between, measured.here, measured.distances, *self.layers)
+        of_measured = (measured.picture, measured.here, measured.distances)
+        own = (self.fields, self.room, self.node_distances, self.pixels, self.between)
+        arrays = (*own, *of_measured, *self.layers)
         return sum(array.nbytes for array in arrays)
 
 
@@ -319,8 +321,8 @@ def _mask_in_box(mask: np.ndarray, crop_box: Box, bbox: Box) -> np.ndarray:
 def _room(mask: np.ndarray, width: int, height: int, eye_distance: float) -> tuple[np.ndarray, Box]:
     """How far pixels may move, float32 (height, width) pixels, and the rectangle where they may at all.
 
-    0 from the mask's edge outwards: what the mask blends with the template's own pixels must not have
-    moved against them.
+    0 from where the mask is at most `FULL_MASK` outwards: what it blends half and half with the template's
+    own pixels must not have moved against them.
     """
     import cv2
 

@@ -61,8 +61,8 @@ _RETROFLEX = _shape(jaw=0.22, lip=0.50, pucker=0.25, upper=0.32, lower=0.42)
 _PALATAL = _shape(jaw=0.22, lip=0.55, width=0.30, upper=0.35, lower=0.50)
 _S = _shape(jaw=0.07, lip=0.80, width=0.13, pucker=0.08, upper=0.39, lower=0.65)
 
-# Inner-lip opening is what OPENING_GAIN makes of a row: 0.17 eye distances for aa, 0.05 for uw. Negative
-# values lie beyond contact: such a phone pulls its neighbours' openings down (Lofqvist and Gracco 1997).
+# Inner-lip opening is what OPENING_GAIN makes of a row: 0.18 eye distances for aa, 0.05 for uw. Negative
+# values lie beyond contact: such a phone pulls its neighbours' openings down (Löfqvist and Gracco 1997).
 # English rows and strengths were fitted by least squares, from phonetic first guesses, to the mouth of GRID's
 # speaker s1; rows that he never says, Mandarin's among them, follow the nearest that he does.
 SHAPES: dict[str, tuple[float, ...]] = {

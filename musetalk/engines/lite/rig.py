@@ -222,7 +222,7 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
     gap = asked + apart * _hidden(asked)
     parted = apart * (gap / np.maximum(asked, 1e-6)) * (1 - tuck)
     tucked = tuck * np.minimum(gap, TUCKED)
-    rest = {
+    combined = {
         "close": np.ones(len(parameters), np.float32),
         "jaw_lips": value["jaw_open"] * parted,
         "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (1 - 0.5 * tuck),
@@ -231,7 +231,7 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
         "lower_lip_drop": value["lower_lip_drop"] * parted + 0.5 * tucked / OPENING_GAIN["lower_lip_drop"],
         "purse": gap * (1 - tuck) * np.minimum(1.3 * value["pucker"], 1),
     }
-    value |= rest
+    value |= combined
     return np.stack([value[name] for name in COEFFICIENTS], axis=1)
 
 
@@ -260,11 +260,10 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
 
 
 def _widest_near_by(opening: np.ndarray) -> np.ndarray:
-    """The widest of the openings (N,) within two frames of each, or of the whole clip if nearly still."""
+    """The widest of the openings (N,) within two frames of each; the 95th percentile at least if still."""
+    widest = np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
     low, high = np.percentile(opening, [5, 95])
-    if high - low < NEARLY_STILL:
-        return np.full(len(opening), high)
-    return np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
+    return np.maximum(widest, high) if high - low < NEARLY_STILL else widest
 
 
 class _Place(NamedTuple):
@@ -289,7 +288,7 @@ def _place(lips: Lips, points: np.ndarray, upper: bool) -> _Place:
     bottom = np.interp(right, lips.grid, lips.lower)
     depth = top - down if upper else down - bottom
     arch = 1 - np.abs(along) ** (2.4 if upper else 2.8)
-    reach = ROUND_HOLE * min(1.0, USUAL_MOUTH / lips.width)
+    reach = ROUND_HOLE / max(1.0, lips.width / USUAL_MOUTH)
     hole = np.maximum(1 - (along / reach) ** 2, 0) ** 0.75
     beside = np.exp(-((beyond / 0.24) ** 2))
     return _Place(along, arch, hole, beside, np.maximum(depth, 0), bottom - top)

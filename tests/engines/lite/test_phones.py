@@ -78,7 +78,7 @@ def test_w_and_r_nearly_close_the_lips_between_open_vowels():
         assert opening[round(0.75 * 50)] < 0.45 * opening[round(0.6 * 50)]
 
 
-def test_the_mouth_opens_quicker_than_it_unrounds():
+def test_rounding_outlasts_its_vowel():
     curves = mouth_curves(_said("iy", "uw", "iy", length=0.2), 80)
     before, after = (_at(curves, time, "pucker") for time in (0.66, 0.94))
     assert after > 1.3 * before

@@ -182,6 +182,21 @@ def test_frames_of_a_nearly_still_mouth_all_count_as_its_widest() -> None:
     np.testing.assert_allclose(swings, [0.02] * 6 + [0, 0] + [0.02] * 6, atol=0.003)
 
 
+def test_a_short_spell_of_speech_in_a_still_clip_is_closed_like_any_other() -> None:
+    mesh = load_portrait("hopper").mesh
+    talking = mesh.copy()
+    talking[LOWER_LIP, 1] += 0.1 * np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    motions = rig.own_motions(np.stack([mesh] * 100 + [talking] * 3 + [mesh] * 100))
+    beside = [motions[i].swing for i in (98, 99, 103, 104)]
+    assert min(beside) == pytest.approx(rig.LARGEST_SWING, abs=0.003)
+
+
+def test_a_mouth_without_width_moves_by_numbers() -> None:
+    mesh = load_portrait("hopper").mesh
+    mesh[[LEFT_CORNER, RIGHT_CORNER]] = mesh[[LEFT_CORNER, RIGHT_CORNER]].mean(axis=0)
+    assert np.isfinite(moved(mesh, pucker=1.0, jaw_open=0.5)).all()
+
+
 def test_the_jaw_s_share_of_a_gap_is_closed_from_below() -> None:
     mesh = load_portrait("hopper").mesh
     eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
