@@ -14,12 +14,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from musetalk.config import (
+    REPOSITORY,
     Defaults,
     EncodingConfig,
     EngineConfig,
@@ -182,13 +183,29 @@ def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
 
 
 def _preprocess_if_missing(service: IntegratedMuseTalkService, template_id: str, folder: Path) -> None:
-    if service.store.check(template_id, full=False).valid:
-        return
     sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
     source = next((path for path in sources if path.is_file()), None)
-    if source is not None:
-        log.warning("no usable cache for %s, preprocessing %s 首次使用，先预处理", template_id, source)
-        service.preprocess_template(template_id, source)
+    check = service.store.check(template_id, full=False)
+    if check.valid and not _is_outdated(check.metadata or {}, source):
+        return
+    if source is None:
+        names = ", ".join(f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
+        log.warning(
+            "⚠️ no usable cache for %s, and in %s none of %s 未找到模板图片", template_id, folder, names
+        )
+        return
+    log.warning("no usable cache for %s, preprocessing %s 首次使用，先预处理", template_id, source)
+    service.preprocess_template(template_id, source)
+
+
+def _is_outdated(metadata: Mapping[str, Any], source: Path | None) -> bool:
+    """Whether the cache was made from this very path, which holds another picture by now."""
+    from musetalk.template_source import source_sha256
+
+    made_from = metadata.get("template_image_path")
+    if source is None or not isinstance(made_from, str) or Path(made_from).absolute() != source.absolute():
+        return False
+    return metadata.get("source_sha256") != source_sha256(source)
 
 
 def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
@@ -350,7 +367,11 @@ def execute(
     except ModuleNotFoundError as e:
         log.debug("raised here", exc_info=True)
         message = f"the Python package {e.name} is not installed 缺少Python包"
-        hint = "run: pip install -r requirements-lite.txt (requirements.txt for engine musetalk) 请安装依赖"
+        hint = (
+            "use the Python of `make install` (.venv), or run 请安装依赖: "
+            f'"{sys.executable}" -m pip install -r "{REPOSITORY / "requirements-lite.txt"}" and then '
+            f'"{sys.executable}" -m pip install --no-deps mediapipe==0.10.21'
+        )
         say(message, hint)
         return _failure(EngineError.error_code, message, hint, template_id), EngineError.exit_code
     except Exception as e:  # noqa: BLE001 - the last line of defence: a defect becomes an answer too

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from musetalk.errors import MuseTalkError
 from musetalk.files import atomic_file
 from musetalk.geometry import EYE_CORNERS, Box, bounding_box, clamp_box, crop_box
 
@@ -130,14 +132,21 @@ def contact_sheet(video: Path, picture: Path) -> None:
     draw_sheet(track_video(video), np.concatenate(list(read_waveform(video))), picture)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Frames of a talking video over its waveform")
     parser.add_argument("video", type=Path)
-    parser.add_argument("picture", type=Path, nargs="?", help="default: the video's name with .png")
+    parser.add_argument("picture", type=Path, nargs="?", help="default: VIDEO.sheet.png")
     arguments = parser.parse_args(argv)
-    contact_sheet(arguments.video, arguments.picture or arguments.video.with_suffix(".png"))
+    picture = arguments.picture or arguments.video.with_suffix(".sheet.png")
+    try:
+        contact_sheet(arguments.video, picture)
+    except MuseTalkError as e:
+        sys.stderr.write(f"{e.message}\n{e.hint}\n")
+        return e.exit_code
+    sys.stderr.write(f"{picture}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

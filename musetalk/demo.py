@@ -38,8 +38,10 @@ def demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     )
     if code:
         return answer, code
-    contact_sheet(video, video.with_suffix(".png"))
-    return answer, 0
+    picture = video.with_suffix(".png")
+    contact_sheet(video, picture)
+    cli.say(f"video 视频: {video}", f"picture 图片: {picture}")
+    return {**answer, "picture_path": str(picture)}, 0
 
 
 def demo_main(argv: Sequence[str]) -> tuple[cli.Command, argparse.Namespace]:

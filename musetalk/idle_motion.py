@@ -47,9 +47,12 @@ EYES = (
 BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
 UPPER_LID_SHARE = 0.88  # of the eye's opening that the upper lid closes
 LID_OVERLAP = 0.016  # eye distances that a shut lid goes beyond the mesh's lower lid, often too high
-LID_SKIN = 0.85  # of the way up to the brow whose skin follows the lid
-LASH_SHADE = 0.45  # of the lid's colour, the lightest that lashes along a shut lid are
-LASHES = 0.012  # eye distances of lashes below the upper lid's edge that go with it
+UNDER_EYE = 0.07  # eye distances below the eye whose skin also tells the lid's colour
+LASH_SHADE = 0.4  # of the lid's colour, what lashes along a shut lid are
+LASHES = 0.009  # eye distances that the lashes of a shut lid are thick
+LASH_ZONE = 0.04  # eye distances above an open lid's edge whose lashes a lowered lid hides
+CORNER = 0.03  # eye distances from the eye's corners over which the lid fades in
+LID_SHADE = 0.14  # of its light that a lid loses towards its edge
 
 
 class IdlePose(NamedTuple):
@@ -226,11 +229,14 @@ def _close_eye(
     head: HeadFrame,
     shut: float,
 ) -> None:
-    """Draws the upper lid over the eye, in place; both lids keep their skin and lashes.
+    """Draws the lids over the eye, in place: the lower one moves, the upper one is painted.
+
+    An open eye hides its lid: what shows above its edge are lashes and crease, which stretched over the eye
+    would be a dark smear.
 
     Args:
         upper, lower: (9, 2) pixels of the lids' edges.
-        brow: (5, 2) pixels of the brow's lower edge, which stays.
+        brow: (5, 2) pixels of the brow's lower edge.
         shut: 0 open to 1 shut.
     """
     if shut <= 0:
@@ -240,54 +246,57 @@ def _close_eye(
     grid = warp.pixel_grid(rect)
     right, down = np.moveaxis(head.to_head(grid.astype(np.float64)), -1, 0)
     top, bottom = (_lid_edge(head.to_head(edge), right) for edge in (upper, lower))
+    ends = head.to_head(np.concatenate([upper, lower]))[:, 0]
+    inside = np.minimum(right - ends.min(), ends.max() - right)
     gap = np.maximum(bottom - top, 0) * shut
-    above, below = _lid_shares(right, upper, lower, head, gap, shut)
-    lid = np.maximum(LID_SKIN * (top - _lid_edge(head.to_head(brow), right)), 0.05)
-    lowered = above * _follow((top + above + LASHES - down) / (lid + above + LASHES))
-    raised = -below * _follow((down - bottom + below) / 0.12)
-    edge = top + above + LASHES * (gap > 0)
-    lightest = _lid_skin(picture, upper, brow) * LASH_SHADE
-    eye = picture[y1:y2, x1:x2].astype(np.float32)
-    _cover(eye, picture, grid, head, raised, down - bottom + below, None)
-    share = shut * np.exp(-((np.maximum(edge - down, 0) / LASHES) ** 2))
-    _cover(eye, picture, grid, head, lowered, edge - down, Lashes(share, lightest))
+    above, below = _lid_shares(inside, gap, shut)
+    eye = _raised_lid(picture, grid, head, down - bottom + below, below)
+    lid = _Lid(top, top + above, _smoothstep(inside / CORNER) * _smoothstep(gap / LASH_ZONE))
+    _paint_lid(eye, down, lid, _lid_colour(picture, upper, lower, brow, head), head.eye_distance)
     picture[y1:y2, x1:x2] = np.clip(eye + 0.5, 0, 255).astype(np.uint8)
 
 
-class Lashes(NamedTuple):
-    """Lashes along a lid that comes down.
+class _Lid(NamedTuple):
+    """An upper lid over a rectangle of pixels, (h, w) each, eye distances.
 
     Attributes:
-        share: (h, w) how much of each pixel is lashes.
-        lightest: (3,) BGR that they may have: what the picture shows along an open lid's edge is the eye as
-            often as the lashes.
+        top, edge: where its edge was in the open eye, and is now.
+        share: 0 to 1, how much of it shows.
     """
 
+    top: np.ndarray
+    edge: np.ndarray
     share: np.ndarray
-    lightest: np.ndarray
 
 
-def _cover(
-    eye: np.ndarray,
-    picture: np.ndarray,
-    grid: np.ndarray,
-    head: HeadFrame,
-    shift: np.ndarray,
-    depth: np.ndarray,
-    lashes: Lashes | None,
-) -> None:
-    """Draws a lid that moved by `shift` over `eye` where `depth` (h, w) into the lid is positive."""
-    places = grid - (shift[..., None] * head.axes[:, 1]).astype(np.float32)
-    skin = warp.sample(picture, places).astype(np.float32)
-    if lashes is not None:
-        skin += (np.minimum(skin, lashes.lightest) - skin) * lashes.share[..., None].astype(np.float32)
+def _raised_lid(
+    picture: np.ndarray, grid: np.ndarray, head: HeadFrame, depth: np.ndarray, below: np.ndarray
+) -> np.ndarray:
+    """The pixels of `grid` with the lower lid raised by `below`, (h, w, 3) float32; depth is into the lid."""
+    shift = -below * _follow(depth / 0.12)
+    here = warp.sample(picture, grid).astype(np.float32)
+    skin = warp.sample(picture, grid - (shift[..., None] * head.axes[:, 1]).astype(np.float32))
     covered = np.clip(depth * head.eye_distance + 0.5, 0, 1) * (np.abs(shift) > 0)
+    return here + (skin - here) * covered[..., None].astype(np.float32)
+
+
+def _paint_lid(eye: np.ndarray, down: np.ndarray, lid: _Lid, colour: np.ndarray, eye_distance: float) -> None:
+    """Paints the upper lid and its lashes into `eye` (h, w, 3) float32; `down` are its pixels' heights."""
+    lowered = np.clip((down - lid.top) / np.maximum(lid.edge - lid.top, 1e-3), 0, 1)
+    skin = colour * (1 - LID_SHADE * lowered**2)[..., None]
+    covered = lid.share * np.clip((lid.edge - down) * eye_distance + 0.5, 0, 1)
+    covered *= _smoothstep((down - lid.top) / LASH_ZONE + 1.4)
     eye += (skin - eye) * covered[..., None].astype(np.float32)
+    lashes = lid.share * np.exp(-(((lid.edge - down) / LASHES) ** 2))
+    eye += (np.minimum(eye, LASH_SHADE * colour) - eye) * lashes[..., None].astype(np.float32)
 
 
-def _lid_skin(picture: np.ndarray, upper: np.ndarray, brow: np.ndarray) -> np.ndarray:
-    """The median colour (3,) half way from the lid's edge up to the brow."""
-    places = (upper[2:7] + brow) / 2
+def _lid_colour(
+    picture: np.ndarray, upper: np.ndarray, lower: np.ndarray, brow: np.ndarray, head: HeadFrame
+) -> np.ndarray:
+    """The median colour (3,) of the skin above the eye, half way up to the brow, and below it."""
+    under = lower + UNDER_EYE * head.axes[:, 1]
+    places = np.concatenate([(upper[2:7] + brow) / 2, under[2:7]])
     return np.median(warp.sample(picture, places[None].astype(np.float32), sharp=False)[0], axis=0)
 
 
@@ -296,12 +305,8 @@ def _lid_edge(points: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.interp(right, points[order, 0], points[order, 1])
 
 
-def _lid_shares(
-    right: np.ndarray, upper: np.ndarray, lower: np.ndarray, head: HeadFrame, gap: np.ndarray, shut: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _lid_shares(inside: np.ndarray, gap: np.ndarray, shut: float) -> tuple[np.ndarray, np.ndarray]:
     """How far the upper lid comes down and the lower lid up, nothing beyond the eye's corners."""
-    ends = head.to_head(np.concatenate([upper, lower]))[:, 0]
-    inside = np.minimum(right - ends.min(), ends.max() - right)
     gap = gap * _smoothstep(inside / 0.018)
     overlap = LID_OVERLAP * _smoothstep(gap / (2 * LID_OVERLAP)) * max(2 * shut - 1, 0)
     return UPPER_LID_SHARE * gap + overlap, (1 - UPPER_LID_SHARE) * gap

@@ -247,7 +247,7 @@ class TemplateStore:
         try:
             content = path.read_bytes()
         except FileNotFoundError as e:
-            raise missing_cache(template_id) from e
+            raise missing_cache(template_id, self.cache_dir) from e
         except OSError as e:
             raise damaged_cache(template_id, f"{path.name} can't be read: {e.strerror or e}") from e
         try:
@@ -279,7 +279,7 @@ class TemplateStore:
             with path.open("rb") as stream:
                 data = load_template_dict(stream, metadata.get("pkl_sha256"))
         except FileNotFoundError as e:
-            raise missing_cache(template_id) from e
+            raise missing_cache(template_id, self.cache_dir) from e
         except OSError as e:
             raise damaged_cache(template_id, f"{path.name} can't be read: {e.strerror or e}") from e
         if is_legacy(metadata):
@@ -336,7 +336,7 @@ class TemplateStore:
             if intact and full and expected_hash is not None and not untouched:
                 intact = file_sha256(path) == expected_hash
         except FileNotFoundError as e:
-            raise missing_cache(template_id) from e
+            raise missing_cache(template_id, self.cache_dir) from e
         except OSError as e:
             raise damaged_cache(template_id, f"{path.name} can't be read: {e.strerror or e}") from e
         if not intact:
@@ -404,10 +404,11 @@ def is_legacy(metadata: TemplateMetadata) -> bool:
     return metadata.get("version") == LEGACY_VERSION and metadata.get("pkl_sha256") is None
 
 
-def missing_cache(template_id: str) -> CacheMissingError:
+def missing_cache(template_id: str, cache_dir: Path) -> CacheMissingError:
     """The documented error of a template that was never preprocessed."""
     return CacheMissingError(
-        f"❌ 模板缓存不存在: {template_id}", "💡 请先运行预处理创建缓存 (run --preprocess first)"
+        f"❌ 模板缓存不存在: {template_id}",
+        f"💡 请先运行预处理创建缓存 (run --preprocess first; looked in {cache_dir.absolute()})",
     )
 
 

@@ -378,9 +378,10 @@ def list_command(weights: WeightsFolder, files: Sequence[OfficialFile]) -> tuple
 def verify_command(
     weights: WeightsFolder, files: Sequence[OfficialFile]
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Which files are the official ones; every file is read."""
+    """Which files are the official ones; every file is read. Wrong files fail, and so do none at all."""
     answers = [_file_answer(weights, file, weights.state(file)) for file in files]
-    return answers, not any(answer["state"] == "wrong" for answer in answers)
+    states = {answer["state"] for answer in answers}
+    return answers, "wrong" not in states and states != {"missing"}
 
 
 def download_command(

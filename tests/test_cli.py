@@ -178,6 +178,29 @@ def test_older_single_script_call_preprocesses_when_needed(workplace):
     assert (workplace / "old.mp4").is_file() and done.answer["frames"] == 190
 
 
+def test_a_picture_that_changed_under_its_name_is_preprocessed_again(workplace):
+    folder = workplace / "pictures"
+    folder.mkdir()
+    shutil.copy(PORTRAIT, folder / "p.jpg")
+    script, cache = "ultra_fast_realtime_inference", workplace / "changing cache"
+    arguments = ("--template_id", "p", "--audio_path", str(SPEECH), "--output_path", "p.mp4")
+    arguments += ("--template_dir", "pictures", "--cache_dir", str(cache))
+    assert run(script, *arguments, cwd=workplace).code == 0
+    made = (cache / "p_metadata.json").read_bytes()
+    assert run(script, *arguments, cwd=workplace).code == 0
+    assert (cache / "p_metadata.json").read_bytes() == made
+    shutil.copy(PORTRAIT.with_name("hopper.jpg"), folder / "p.jpg")
+    done = run(script, *arguments, cwd=workplace)
+    assert done.code == 0 and "p.jpg" in done.errors
+    assert (cache / "p_metadata.json").read_bytes() != made
+
+
+def test_a_template_folder_without_the_picture_is_named(tmp_path):
+    arguments = ("--template_id", "nobody", "--audio_path", str(SPEECH), "--template_dir", "pictures")
+    done = run("ultra_fast_realtime_inference", *arguments, cwd=tmp_path)
+    assert done.code == 6 and "nobody.jpg" in done.errors and str(tmp_path) in done.errors
+
+
 def test_older_preprocessing_call_leaves_the_state_file(workplace):
     done = run(
         "enhanced_musetalk_preprocessing",

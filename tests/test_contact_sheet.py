@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from musetalk.config import EncodingConfig
-from musetalk.contact_sheet import contact_sheet, track_video
+from musetalk.contact_sheet import main, track_video
 from musetalk.media.image import read_image
 from musetalk.media.video import VideoWriter
 
@@ -21,6 +21,11 @@ def test_sheet_measures_a_still_mouth_and_is_a_picture(tmp_path, portrait, speec
     track = track_video(video)
     assert len(track.times) == 30 and len(track.shown) == 12
     assert np.ptp(track.opening) < 0.05 and 0 <= track.opening[0] < 0.2
-    contact_sheet(video, tmp_path / "sheet.png")
-    sheet = read_image(tmp_path / "sheet.png")
+    assert main([str(video)]) == 0
+    sheet = read_image(tmp_path / "still.sheet.png")
     assert sheet.shape[1] > 1000 and sheet.std() > 10
+
+
+def test_a_missing_video_is_one_sentence(tmp_path, capsys):
+    assert main([str(tmp_path / "none.mp4")]) == 3
+    assert "none.mp4" in capsys.readouterr().err

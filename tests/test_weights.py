@@ -261,6 +261,7 @@ def test_download_list_and_verify_agree(
         return code, json.loads(capsys.readouterr().out)
 
     assert run("list")[1]["files"][0]["state"] == "missing"
+    assert run("verify")[0] == 5
     assert run("download")[1]["files"][0]["state"] == "downloaded"
     assert not (tmp_path / ".download").exists()
     assert run("list")[1]["files"][0]["state"] == "present"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from musetalk.engines.base import Engine
 
 MUSETALK_PACKAGES = ("torch", "diffusers", "transformers")
+LITE_PACKAGES = ("numpy", "cv2", "PIL", "onnxruntime", "soxr", "ffmpeg", "filelock", "mediapipe")
 log = logging.getLogger(__name__)
 
 INSTALL_COMMAND = "make install-full"
@@ -39,12 +41,18 @@ class EngineStatus:
     reason: str
 
 
-def _missing_packages() -> list[str]:
-    return [name for name in MUSETALK_PACKAGES if importlib.util.find_spec(name) is None]
+def _missing_packages(names: Iterable[str]) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def _lite_status() -> EngineStatus:
+    packages = _missing_packages(LITE_PACKAGES)
+    reason = f"not installed 未安装: {', '.join(packages)}" if packages else ""
+    return EngineStatus("lite", not packages, reason)
 
 
 def _musetalk_status(models: ModelPaths) -> EngineStatus:
-    packages = _missing_packages()
+    packages = _missing_packages(MUSETALK_PACKAGES)
     missing = weights.missing_files(models)
     if missing:
         return EngineStatus("musetalk", False, f"no weights 缺少权重: {', '.join(map(str, missing))}")
@@ -55,7 +63,7 @@ def _musetalk_status(models: ModelPaths) -> EngineStatus:
 
 def available_engines(models: ModelPaths | None = None) -> list[EngineStatus]:
     """Every engine of the toolkit and whether it could run here."""
-    return [_musetalk_status(models or ModelPaths()), EngineStatus("lite", True, "")]
+    return [_musetalk_status(models or ModelPaths()), _lite_status()]
 
 
 def choose_engine(engine_config: EngineConfig, template_engine: str | None = None) -> EngineName:
@@ -99,7 +107,7 @@ def choose_engine(engine_config: EngineConfig, template_engine: str | None = Non
 
 def _require_musetalk(models: ModelPaths) -> None:
     weights.require_files(models)
-    packages = _missing_packages()
+    packages = _missing_packages(MUSETALK_PACKAGES)
     if packages:
         raise EngineError(
             f"engine musetalk is not installed 未安装: {', '.join(packages)}",

@@ -122,6 +122,15 @@ def test_what_could_run_is_told_with_what_is_missing(root: Path) -> None:
     assert available_engines()[0].available
 
 
+def test_lite_is_not_available_without_its_packages(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "mediapipe" else found(name)
+    )
+    lite = available_engines()[1]
+    assert not lite.available and "no_such_package" in lite.reason
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs the full environment")
 def test_choosing_imports_no_framework() -> None:
     code = (
