@@ -51,6 +51,8 @@ UNDER_EYE = 0.07  # eye distances below the eye whose skin also tells the lid's 
 LASH_SHADE = 0.4  # of the lid's colour, what lashes along a shut lid are
 LASHES = 0.009  # eye distances that the lashes of a shut lid are thick
 LASH_ZONE = 0.04  # eye distances above an open lid's edge whose lashes a lowered lid hides
+LID_RANGE = 0.12  # of its median colour that a lid gets lighter or darker with the skin round the eye
+LID_BLUR = 0.04  # eye distances over which the skin round the eye is averaged
 CORNER = 0.03  # eye distances from the eye's corners over which the lid fades in
 LID_SHADE = 0.14  # of its light that a lid loses towards its edge
 
@@ -252,7 +254,10 @@ def _close_eye(
     above, below = _lid_shares(inside, gap, shut)
     eye = _raised_lid(picture, grid, head, down - bottom + below, below)
     lid = _Lid(top, top + above, _smoothstep(inside / CORNER) * _smoothstep(gap / LASH_ZONE))
-    _paint_lid(eye, down, lid, _lid_colour(picture, upper, lower, brow, head), head.eye_distance)
+    colour = _lid_colour(picture, upper, lower, brow, head)
+    skin = _skin_between(picture, head, np.stack([right, down], axis=-1), top, bottom)
+    skin = np.clip(skin, (1 - LID_RANGE) * colour, (1 + LID_RANGE) * colour)
+    _paint_lid(eye, down, lid, skin, colour * LASH_SHADE, head.eye_distance)
     picture[y1:y2, x1:x2] = np.clip(eye + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -280,15 +285,39 @@ def _raised_lid(
     return here + (skin - here) * covered[..., None].astype(np.float32)
 
 
-def _paint_lid(eye: np.ndarray, down: np.ndarray, lid: _Lid, colour: np.ndarray, eye_distance: float) -> None:
-    """Paints the upper lid and its lashes into `eye` (h, w, 3) float32; `down` are its pixels' heights."""
+def _skin_between(
+    picture: np.ndarray, head: HeadFrame, here: np.ndarray, top: np.ndarray, bottom: np.ndarray
+) -> np.ndarray:
+    """Skin from above the eye turning into skin from below it, at `here` (h, w, 2) in the head's frame."""
+    import cv2
+
+    right, down = here[..., 0], here[..., 1]
+    way = np.clip((down - top) / np.maximum(bottom - top, LASH_ZONE), 0, 1)[..., None]
+    parts = []
+    for height in (top - 2 * LASH_ZONE, bottom + UNDER_EYE):
+        places = head.to_pixels(np.stack([right, height], axis=-1)).astype(np.float32)
+        skin = warp.sample(picture, places, sharp=False).astype(np.float32)
+        parts.append(cv2.GaussianBlur(skin, (0, 0), LID_BLUR * head.eye_distance))
+    return parts[0] * (1 - way) + parts[1] * way
+
+
+def _paint_lid(
+    eye: np.ndarray, down: np.ndarray, lid: _Lid, colour: np.ndarray, dark: np.ndarray, eye_distance: float
+) -> None:
+    """Paints the upper lid and its lashes into `eye` (h, w, 3) float32.
+
+    Args:
+        down: (h, w) the pixels' heights, eye distances.
+        colour: (h, w, 3) of the lid's skin.
+        dark: (3,) the lightest that lashes are.
+    """
     lowered = np.clip((down - lid.top) / np.maximum(lid.edge - lid.top, 1e-3), 0, 1)
     skin = colour * (1 - LID_SHADE * lowered**2)[..., None]
     covered = lid.share * np.clip((lid.edge - down) * eye_distance + 0.5, 0, 1)
     covered *= _smoothstep((down - lid.top) / LASH_ZONE + 1.4)
     eye += (skin - eye) * covered[..., None].astype(np.float32)
     lashes = lid.share * np.exp(-(((lid.edge - down) / LASHES) ** 2))
-    eye += (np.minimum(eye, LASH_SHADE * colour) - eye) * lashes[..., None].astype(np.float32)
+    eye += (np.minimum(eye, dark) - eye) * lashes[..., None].astype(np.float32)
 
 
 def _lid_colour(
