@@ -225,7 +225,7 @@ def page(
             "## Real speakers",
             "Against distances measured on the speakers' faces, 25 per second. x: sentences of several "
             "speakers, each brought to mean 0 and deviation 1. Nothing was learned from held-out speakers, "
-            "but thresholds, the number of members and the way the phone table was fitted (to s1 alone) were "
+            "but thresholds, the mix of members and the way the phone table was fitted (to s1 alone) were "
             "chosen with these tables in view: new speakers may come out a little lower. s26 often keeps his "
             "mouth open before and after he speaks, which no sound tells.",
             real_table(reached.real),

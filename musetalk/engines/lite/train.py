@@ -55,8 +55,8 @@ class MemberPlan(NamedTuple):
     real_share: float
 
 
+SYNTHETIC_MEMBER = MemberPlan("synthetic", 0.0)  # alone, where there is no real speech to learn from
 MEMBERS = (
-    MemberPlan("synthetic", 0.0),
     MemberPlan("both_a", 0.5),
     MemberPlan("both_b", 0.5),
     MemberPlan("both_c", 0.6),
@@ -393,7 +393,7 @@ def train(tracks: Path | None, output: Path, work_dir: Path, seed: int, steps: i
             "correlation with real mouths"
         )
     members = []
-    for i, plan in enumerate(MEMBERS if found.real else MEMBERS[:1]):
+    for i, plan in enumerate(MEMBERS if found.real else [SYNTHETIC_MEMBER], 1):
         path = work_dir / f"seed{seed}_{plan.name}_{steps}.pt"
         members.append(train_member(plan, found.synthetic, found.real, seed * 100 + i, steps, path))
     output.mkdir(parents=True, exist_ok=True)
