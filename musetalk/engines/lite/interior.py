@@ -223,8 +223,8 @@ def _row(
     lateral = 1 - 0.70 * np.clip(side / limits[-1], 0, 1) ** 2.0
     bulge = 1 - 0.12 * (1 - flatness) * across**2
     rim = 1 - 0.10 * (1 - flatness) * np.exp(-((edge / 0.008) ** 2))
-    own = 1 - (1 - flatness) * (1 - TOOTH_SHADES[tooth])
-    return alpha, lateral * bulge * rim * own * (1 - gap)
+    tooth_shade = 1 - (1 - flatness) * (1 - TOOTH_SHADES[tooth])
+    return alpha, lateral * bulge * rim * tooth_shade * (1 - gap)
 
 
 def _layer(colour: np.ndarray, shade: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 INVERSION_STEPS = 5
 NODES = 48  # a side, at most
 CELL = 3  # pixels, at least
+NO_ROOM = 1e-6  # square pixels, what counts as none
 
 
 class Lattice(NamedTuple):
@@ -74,7 +75,7 @@ def invert(forward: np.ndarray, room: np.ndarray, lattice: Lattice) -> tuple[np.
     for _ in range(INVERSION_STEPS - 1):
         places = start - sample(in_cells, places, sharp=False)
     steps = (places - start) * cell
-    over = (steps * steps).sum(axis=-1, keepdims=True) / np.maximum(room * room, 1e-6)
+    over = (steps * steps).sum(axis=-1, keepdims=True) / np.maximum(room * room, NO_ROOM)
     steps *= (room > 0) / np.sqrt(np.sqrt(1 + over * over))
     return steps, start + steps / cell
 
