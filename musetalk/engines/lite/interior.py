@@ -349,7 +349,7 @@ def paint(
         window: (rows, columns) inside the layers' rectangle.
         into_upper, into_lower: (h, w) float32 distances from the moved lips' inner edges into each
             sheet, eye distances, negative in the mouth.
-        pose: how jaw, tongue and lower lip stand.
+        pose: how teeth, jaw, tongue and lower lip stand.
 
     Returns:
         (h, w, 3) float32 BGR, and (h, w) the alpha of the upper front teeth, which a tucked lip lies behind.
