@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from musetalk.config import (
+    MEDIAPIPE_PACKAGE,
     REPOSITORY,
     Defaults,
     EncodingConfig,
@@ -370,7 +371,7 @@ def execute(
         hint = (
             "use the Python of `make install` (.venv), or run 请安装依赖: "
             f'"{sys.executable}" -m pip install -r "{REPOSITORY / "requirements-lite.txt"}" and then '
-            f'"{sys.executable}" -m pip install --no-deps mediapipe==0.10.21'
+            f'"{sys.executable}" -m pip install --no-deps {MEDIAPIPE_PACKAGE}'
         )
         say(message, hint)
         return _failure(EngineError.error_code, message, hint, template_id), EngineError.exit_code

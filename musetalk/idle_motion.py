@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from musetalk.engines.lite import warp
-from musetalk.engines.lite.rig import HeadFrame, head_frame
+from musetalk.engines.lite.rig import HeadFrame, head_frame, smoothstep
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face
 from musetalk.geometry import MESH_TO_68, Box, bounding_box
@@ -146,11 +146,6 @@ def _moving_region(head: HeadFrame, mesh: np.ndarray, height: int, width: int) -
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _smoothstep(x: np.ndarray) -> np.ndarray:
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
-
-
 def _looseness(head: HeadFrame, mesh: np.ndarray, points: np.ndarray, height: int, width: int) -> np.ndarray:
     """How much of the head's motion points (rows, columns, 2) follow, 0 to 1, (rows, columns)."""
     half = _half_axes(mesh, head)
@@ -158,10 +153,10 @@ def _looseness(head: HeadFrame, mesh: np.ndarray, points: np.ndarray, height: in
     crown = offset[..., 1] < 0
     stretch = np.where(crown, 1.45, 1.0)
     distance = np.hypot(offset[..., 0] / (1.2 * half[0]), offset[..., 1] / (stretch * half[1]))
-    head_part = 1 - _smoothstep((distance - 1) / 0.85)
+    head_part = 1 - smoothstep((distance - 1) / 0.85)
     x, y = points[..., 0], points[..., 1]
     border = np.minimum(np.minimum(x, width - 1 - x), np.minimum(y, height - 1 - y))
-    return head_part * _smoothstep(border / (BORDER_FADE * head.eye_distance))
+    return head_part * smoothstep(border / (BORDER_FADE * head.eye_distance))
 
 
 def _sway(
@@ -252,8 +247,9 @@ def _close_eye(
     inside = np.minimum(right - ends.min(), ends.max() - right)
     gap = np.maximum(bottom - top, 0) * shut
     above, below = _lid_shares(inside, gap, shut)
-    eye = _raised_lid(picture, grid, head, down - bottom + below, below)
-    lid = _Lid(top, top + above, _smoothstep(inside / CORNER) * _smoothstep(gap / LASH_ZONE))
+    eye = picture[y1:y2, x1:x2].astype(np.float32)
+    _raise_lid(eye, picture, grid, head, down - bottom + below, below)
+    lid = _Lid(top, top + above, smoothstep(inside / CORNER) * smoothstep(gap / LASH_ZONE))
     colour = _lid_colour(picture, upper, lower, brow, head)
     skin = _skin_between(picture, head, np.stack([right, down], axis=-1), top, bottom)
     skin = np.clip(skin, (1 - LID_RANGE) * colour, (1 + LID_RANGE) * colour)
@@ -274,15 +270,19 @@ class _Lid(NamedTuple):
     share: np.ndarray
 
 
-def _raised_lid(
-    picture: np.ndarray, grid: np.ndarray, head: HeadFrame, depth: np.ndarray, below: np.ndarray
-) -> np.ndarray:
-    """The pixels of `grid` with the lower lid raised by `below`, (h, w, 3) float32; depth is into the lid."""
+def _raise_lid(
+    eye: np.ndarray,
+    picture: np.ndarray,
+    grid: np.ndarray,
+    head: HeadFrame,
+    depth: np.ndarray,
+    below: np.ndarray,
+) -> None:
+    """Moves the lower lid up by `below` in `eye` (h, w, 3) float32, the pixels of `grid`; `depth` into it."""
     shift = -below * _follow(depth / 0.12)
-    here = warp.sample(picture, grid).astype(np.float32)
     skin = warp.sample(picture, grid - (shift[..., None] * head.axes[:, 1]).astype(np.float32))
     covered = np.clip(depth * head.eye_distance + 0.5, 0, 1) * (np.abs(shift) > 0)
-    return here + (skin - here) * covered[..., None].astype(np.float32)
+    eye += (skin - eye) * covered[..., None].astype(np.float32)
 
 
 def _skin_between(
@@ -314,7 +314,7 @@ def _paint_lid(
     lowered = np.clip((down - lid.top) / np.maximum(lid.edge - lid.top, 1e-3), 0, 1)
     skin = colour * (1 - LID_SHADE * lowered**2)[..., None]
     covered = lid.share * np.clip((lid.edge - down) * eye_distance + 0.5, 0, 1)
-    covered *= _smoothstep((down - lid.top) / LASH_ZONE + 1.4)
+    covered *= smoothstep((down - lid.top) / LASH_ZONE + 1.4)
     eye += (skin - eye) * covered[..., None].astype(np.float32)
     lashes = lid.share * np.exp(-(((lid.edge - down) / LASHES) ** 2))
     eye += (np.minimum(eye, dark) - eye) * lashes[..., None].astype(np.float32)
@@ -336,15 +336,15 @@ def _lid_edge(points: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _lid_shares(inside: np.ndarray, gap: np.ndarray, shut: float) -> tuple[np.ndarray, np.ndarray]:
     """How far the upper lid comes down and the lower lid up, nothing beyond the eye's corners."""
-    gap = gap * _smoothstep(inside / 0.018)
-    overlap = LID_OVERLAP * _smoothstep(gap / (2 * LID_OVERLAP)) * max(2 * shut - 1, 0)
+    gap = gap * smoothstep(inside / 0.018)
+    overlap = LID_OVERLAP * smoothstep(gap / (2 * LID_OVERLAP)) * max(2 * shut - 1, 0)
     return UPPER_LID_SHARE * gap + overlap, (1 - UPPER_LID_SHARE) * gap
 
 
 def _follow(away: np.ndarray) -> np.ndarray:
     """How much skin follows a lid's edge: all at 0, none from 1 on, nearly evenly between."""
     away = np.clip(away, 0, 1)
-    return 0.6 * (1 - away) + 0.4 * (1 - _smoothstep(away))
+    return 0.6 * (1 - away) + 0.4 * (1 - smoothstep(away))
 
 
 def _moved_face(

@@ -47,8 +47,11 @@ def _missing_packages(names: Iterable[str]) -> list[str]:
 
 def _lite_status() -> EngineStatus:
     packages = _missing_packages(LITE_PACKAGES)
-    reason = f"not installed 未安装: {', '.join(packages)}" if packages else ""
-    return EngineStatus("lite", not packages, reason)
+    return EngineStatus("lite", not packages, _not_installed(packages) if packages else "")
+
+
+def _not_installed(packages: Iterable[str]) -> str:
+    return f"not installed 未安装: {', '.join(packages)}"
 
 
 def _musetalk_status(models: ModelPaths) -> EngineStatus:
@@ -57,7 +60,7 @@ def _musetalk_status(models: ModelPaths) -> EngineStatus:
     if missing:
         return EngineStatus("musetalk", False, f"no weights 缺少权重: {', '.join(map(str, missing))}")
     if packages:
-        return EngineStatus("musetalk", False, f"not installed 未安装: {', '.join(packages)}")
+        return EngineStatus("musetalk", False, _not_installed(packages))
     return EngineStatus("musetalk", True, "")
 
 
@@ -110,7 +113,7 @@ def _require_musetalk(models: ModelPaths) -> None:
     packages = _missing_packages(MUSETALK_PACKAGES)
     if packages:
         raise EngineError(
-            f"engine musetalk is not installed 未安装: {', '.join(packages)}",
+            f"engine musetalk is {_not_installed(packages)}",
             f"run {INSTALL_COMMAND}, or use --engine lite 请安装或改用lite引擎",
         )
 

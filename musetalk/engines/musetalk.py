@@ -304,10 +304,8 @@ class MuseTalkEngine:
         if wanted and not can_decode_part(self._vae.module):
             log.warning("⚠️ this VAE decodes whole faces only 该VAE不支持区域解码")
             wanted = False
-        if wanted:
-            self._make_ready(generator, used_rectangle(face_weights(template)), whole_faces=False)
-        else:
-            self._make_ready(generator, None, whole_faces=True)
+        rectangle = used_rectangle(face_weights(template)) if wanted else None
+        self._make_ready(generator, rectangle, whole_faces=not wanted)
         return generator
 
     def _found_harmless(self, verdict: object) -> bool:

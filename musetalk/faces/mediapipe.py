@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from musetalk.config import MEDIAPIPE_PACKAGE
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face, by_size
 from musetalk.geometry import MESH_TO_68, Box, bounding_box, overlap
@@ -125,7 +126,7 @@ def _make_solution(static: bool) -> Any:
         from mediapipe.python.solutions.face_mesh import FaceMesh
     except ImportError as e:
         raise EngineError(
-            f"mediapipe can't be imported: {e}", "pip install --no-deps mediapipe==0.10.21 请安装mediapipe"
+            f"mediapipe can't be imported: {e}", f"pip install --no-deps {MEDIAPIPE_PACKAGE} 请安装mediapipe"
         ) from e
     count = _MAX_FACES if static else 1
     return FaceMesh(static_image_mode=static, max_num_faces=count, refine_landmarks=True)

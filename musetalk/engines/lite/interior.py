@@ -19,6 +19,7 @@ from musetalk.engines.lite.rig import (
     LEFT_EYE,
     RIGHT_EYE,
     Lips,
+    smoothstep,
 )
 
 if TYPE_CHECKING:
@@ -193,11 +194,6 @@ def _soft(distance: np.ndarray, pixel: float) -> np.ndarray:
     return np.clip(distance / pixel + 0.5, 0, 1)
 
 
-def _smooth(x: np.ndarray) -> np.ndarray:
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
-
-
 def _row(
     right: np.ndarray,
     down: np.ndarray,
@@ -315,7 +311,7 @@ def _tongue(right: np.ndarray, down: np.ndarray, palette: Palette, pixel: float)
     side = right / 0.20
     distance = 1 - np.sqrt(side**2 + np.minimum(height - 1, 0) ** 2)
     alpha = _soft(distance * 0.12, max(pixel, 0.022))
-    round_ = _smooth(distance * 1.6)
+    round_ = smoothstep(distance * 1.6)
     groove = 1 - 0.12 * (1 - palette.flatness) * np.exp(-((right / 0.02) ** 2))
     return _layer(palette.tongue, (0.42 + 0.58 * round_) * groove, alpha)
 

@@ -298,7 +298,8 @@ def _fade(depth: np.ndarray, reach: float) -> np.ndarray:
     return np.exp(-((depth / reach) ** 2))
 
 
-def _smoothstep(x: np.ndarray) -> np.ndarray:
+def smoothstep(x: np.ndarray) -> np.ndarray:
+    """0 up to 0, 1 from 1 on, and level at both."""
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
 
@@ -345,7 +346,7 @@ def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.n
     arch, depth = place.arch, place.depth
     height = lips.chin - float(np.interp(0, lips.grid, lips.lower))
     below_lip = np.maximum(depth - 0.8 * lips.lower_thickness, 0)
-    lip, skin = _fade(depth, 0.45 * height), _smoothstep(below_lip / (0.6 * height))
+    lip, skin = _fade(depth, 0.45 * height), smoothstep(below_lip / (0.6 * height))
     neck = _fade(np.maximum(points[..., 1] - lips.chin, 0), 0.3)
     corner = (1 - arch) * place.beside
     thickness = lips.lower_thickness

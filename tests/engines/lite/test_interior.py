@@ -86,14 +86,18 @@ def test_layers_are_premultiplied_within_range() -> None:
         assert (layer[..., :3] <= 255 * layer[..., 3:] + 1e-3).all()
 
 
-def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
-    palette, layers, picture = painted("hopper")
+def inside(face: str, pose: interior.Pose = REST, gap: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
+    """The mouth's inside and its front teeth's alpha, half way between lips `gap` eye distances apart."""
+    palette, layers, picture = painted(face)
     height, width = picture.shape[:2]
-    window = (slice(0, height), slice(0, width))
-    far = np.full((height, width), -1.0, np.float32)
-    rest, _ = interior.paint(layers, palette, window, far, far, REST)
-    jaw = REST._replace(jaw_shift=np.array([0.0, 12.0]))
-    moved, teeth = interior.paint(layers, palette, window, far, far, jaw)
+    half = np.full((height, width), -gap / 2, np.float32)
+    return interior.paint(layers, palette, (slice(0, height), slice(0, width)), half, half, pose)
+
+
+def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
+    _, layers, _ = painted("hopper")
+    rest, _ = inside("hopper")
+    moved, teeth = inside("hopper", REST._replace(jaw_shift=np.array([0.0, 12.0])))
     changed = np.abs(moved - rest).max(axis=-1) > 1
     assert changed.any()
     assert not changed[layers.upper_teeth[..., 3] == 1].any()
@@ -102,11 +106,7 @@ def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
 
 def brightest_tooth(gap: float, pose: interior.Pose = REST) -> float:
     """Luma of the lightest pixel half way between lips that are `gap` eye distances apart."""
-    palette, layers, picture = painted("hopper")
-    height, width = picture.shape[:2]
-    half = np.full((height, width), -gap / 2, np.float32)
-    inside, _ = interior.paint(layers, palette, (slice(0, height), slice(0, width)), half, half, pose)
-    return float(interior.luminance(inside).max())
+    return float(interior.luminance(inside("hopper", pose, gap)[0]).max())
 
 
 def test_teeth_are_darker_between_nearly_shut_lips_and_behind_rounded_ones() -> None:
@@ -116,12 +116,7 @@ def test_teeth_are_darker_between_nearly_shut_lips_and_behind_rounded_ones() -> 
 
 
 def test_rounded_lips_hide_teeth_that_hang_low() -> None:
-    palette, layers, picture = painted("astronaut")
-    height, width = picture.shape[:2]
-    window = (slice(0, height), slice(0, width))
-    far = np.full((height, width), -1.0, np.float32)
-    _, shown = interior.paint(layers, palette, window, far, far, REST)
-    raised = REST._replace(upper_shift=np.array([0.0, -3.0]))
-    _, hidden = interior.paint(layers, palette, window, far, far, raised)
-    middle = width // 2
+    _, shown = inside("astronaut")
+    _, hidden = inside("astronaut", REST._replace(upper_shift=np.array([0.0, -3.0])))
+    middle = shown.shape[1] // 2
     assert np.flatnonzero(shown[:, middle] > 0.5).max() - np.flatnonzero(hidden[:, middle] > 0.5).max() == 3
