@@ -11,7 +11,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test test-lite lint install install-full clean
 
 demo: $(LITE)/installed
-	$(LITE)/bin/python -m musetalk.demo
+	$(LITE)/bin/python -m musetalk.tools.demo
 
 test: $(FULL)/installed
 	$(FULL)/bin/python -m pytest

@@ -1,7 +1,7 @@
 """Make a template cache from a portrait, clip or folder of images."""
 
 from musetalk.cli import preprocessing_main, run
-from musetalk.preprocessing import EnhancedMuseTalkPreprocessor
+from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
 
 __all__ = ["EnhancedMuseTalkPreprocessor"]
 

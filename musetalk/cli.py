@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
@@ -35,7 +35,7 @@ from musetalk.config import (
 )
 from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, UsageError
 from musetalk.service import IntegratedMuseTalkService
-from musetalk.store import check_template_id
+from musetalk.templates.store import check_template_id
 
 if TYPE_CHECKING:
     from musetalk.measurement import Measurement
@@ -44,8 +44,6 @@ Answer = dict[str, Any]
 Command = Callable[[argparse.Namespace], tuple[Answer, int]]
 
 log = logging.getLogger("musetalk")
-
-TEMPLATE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".mp4")
 SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 
@@ -183,39 +181,13 @@ def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     return dict(answer), 0
 
 
-def _preprocess_if_missing(service: IntegratedMuseTalkService, template_id: str, folder: Path) -> None:
-    sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
-    source = next((path for path in sources if path.is_file()), None)
-    check = service.store.check(template_id, full=False)
-    if check.valid and not _is_outdated(check.metadata or {}, source):
-        return
-    if source is None:
-        names = ", ".join(f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
-        log.warning(
-            "⚠️ no usable cache for %s, and in %s none of %s 未找到模板图片", template_id, folder, names
-        )
-        return
-    log.warning("no usable cache for %s, preprocessing %s 首次使用，先预处理", template_id, source)
-    service.preprocess_template(template_id, source)
-
-
-def _is_outdated(metadata: Mapping[str, Any], source: Path | None) -> bool:
-    """Whether the cache was made from this very path, which holds another picture by now."""
-    from musetalk.template_source import source_sha256
-
-    made_from = metadata.get("template_image_path")
-    if source is None or not isinstance(made_from, str) or Path(made_from).absolute() != source.absolute():
-        return False
-    return metadata.get("source_sha256") != source_sha256(source)
-
-
 def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     """Renders speech onto a template; preprocesses first when `--template_dir` has its picture."""
     _require(arguments, "template_id", "audio_path")
     service = _service(arguments)
     check_template_id(arguments.template_id)
     if getattr(arguments, "template_dir", None):
-        _preprocess_if_missing(service, arguments.template_id, Path(arguments.template_dir))
+        service.preprocess_if_missing(arguments.template_id, Path(arguments.template_dir))
     output = arguments.output_path or Defaults.output_path.format(template_id=arguments.template_id)
     if getattr(arguments, "benchmark", False):
         return _measure(service, arguments, Path(output)), 0
@@ -236,7 +208,7 @@ def _measure(service: IntegratedMuseTalkService, arguments: argparse.Namespace, 
 
 def report(measurement: Measurement, output: Path) -> Answer:
     """The table on stderr, the chart of stages beside `output`, the rest as the answer."""
-    from musetalk.benchmark_chart import draw_stages
+    from musetalk.measurement_chart import draw_stages
 
     say(*measurement.table())
     result = measurement.typical

@@ -103,6 +103,17 @@ def crop_box(bbox: Box, expand: float = CROP_EXPANSION) -> Box:
     return x - half, y - half, x + half, y + half
 
 
+def crop_frame(frame: np.ndarray, crop: Box) -> np.ndarray:
+    """The pixels (h, w, 3) of `crop`, black where it reaches beyond the frame."""
+    x1, y1, x2, y2 = crop
+    height, width = frame.shape[:2]
+    result = np.zeros((y2 - y1, x2 - x1, 3), dtype=np.uint8)
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if left < right and top < bottom:
+        result[top - y1 : bottom - y1, left - x1 : right - x1] = frame[top:bottom, left:right]
+    return result
+
+
 def bounding_box(points: np.ndarray) -> Box:
     """The smallest box of whole pixels that holds `points` (n, 2)."""
     x1, y1 = np.floor(points.min(axis=0)).astype(int).tolist()

@@ -6,6 +6,8 @@ The answers are what the commands print; a resident service would send the same 
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -18,15 +20,19 @@ from musetalk.config import (
     PreprocessingConfig,
 )
 from musetalk.device import resolve_device
-from musetalk.engines import available_engines
-from musetalk.inference import InferenceResult, UltraFastRealtimeInference
-from musetalk.preprocessing import EnhancedMuseTalkPreprocessor
-from musetalk.store import MEGABYTE, CacheCheck, TemplateStore
+from musetalk.engines.choice import available_engines
+from musetalk.inference import UltraFastRealtimeInference
+from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
+from musetalk.rendering import InferenceResult
+from musetalk.templates.store import MEGABYTE, CacheCheck, TemplateStore
 
 if TYPE_CHECKING:
     from musetalk.measurement import Measurement
 
+log = logging.getLogger(__name__)
+
 SERVICE_NAME = "IntegratedMuseTalkService"
+TEMPLATE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".mp4")
 
 
 class PreprocessAnswer(TypedDict):
@@ -123,6 +129,16 @@ def check_answer(template_id: str, check: CacheCheck) -> CheckAnswer:
     return answer
 
 
+def is_outdated(metadata: Mapping[str, Any], source: Path | None) -> bool:
+    """Whether a cache was made from this very path, which holds another picture by now."""
+    from musetalk.preprocessing.source import source_sha256
+
+    made_from = metadata.get("template_image_path")
+    if source is None or not isinstance(made_from, str) or Path(made_from).absolute() != source.absolute():
+        return False
+    return metadata.get("source_sha256") != source_sha256(source)
+
+
 class IntegratedMuseTalkService:
     """Preprocessing, inference and cache checks over one cache folder.
 
@@ -178,6 +194,26 @@ class IntegratedMuseTalkService:
             "device": result.device.name,
             "requested_device": result.device.requested,
         }
+
+    def preprocess_if_missing(self, template_id: str, folder: Path) -> None:
+        """Preprocesses `folder`/`template_id`.jpg|jpeg|png|webp|mp4 where the cache is missing or outdated.
+
+        A cache is outdated when it was made from that very file and the file has changed since. Where the
+        folder has no such file, a warning says so, and the caller meets what is wrong with the cache.
+        """
+        sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
+        source = next((path for path in sources if path.is_file()), None)
+        check = self.store.check(template_id, full=False)
+        if check.valid and not is_outdated(check.metadata or {}, source):
+            return
+        if source is None:
+            names = ", ".join(f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
+            log.warning(
+                "⚠️ no usable cache for %s, and in %s none of %s 未找到模板图片", template_id, folder, names
+            )
+            return
+        log.warning("no usable cache for %s, preprocessing %s 首次使用，先预处理", template_id, source)
+        self.preprocess_template(template_id, source)
 
     def realtime_inference(
         self,

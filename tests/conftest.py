@@ -11,7 +11,7 @@ import pytest
 
 from musetalk.config import REPOSITORY
 from musetalk.geometry import Box, crop_box
-from musetalk.template import Template
+from musetalk.templates.template import Template
 
 PORTRAIT = REPOSITORY / "models" / "lite" / "portraits" / "astronaut.jpg"
 SPEECH = REPOSITORY / "models" / "lite" / "speech" / "demo_en.flac"

@@ -21,7 +21,7 @@ from musetalk.config import REPOSITORY
 from musetalk.media.ffmpeg import ffmpeg_path
 from musetalk.media.image import read_image
 from musetalk.media.video import probe_video, read_video
-from musetalk.store import TemplateStore
+from musetalk.templates.store import TemplateStore
 from tests.conftest import PORTRAIT, SPEECH
 
 FAILURE_KEYS = {"success", "error_code", "error", "message", "hint", "template_id"}

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk.compositor import FrameCompositor, crop_frame, paste_back, prepare_mask
+from musetalk.compositor import FrameCompositor, paste_back
 from musetalk.config import ParsingMode
-from musetalk.geometry import Box
-from musetalk.template import Template
+from musetalk.geometry import Box, crop_frame
+from musetalk.preprocessing.blend_mask import prepare_mask
+from musetalk.templates.template import Template
 from tests.conftest import make_template
 
 GOLDENS = np.load(Path(__file__).parent / "data" / "blending.npz")

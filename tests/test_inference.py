@@ -11,10 +11,11 @@ import pytest
 
 from musetalk import inference
 from musetalk.errors import CacheError, CacheMissingError, InputError, OutputError
-from musetalk.inference import UltraFastRealtimeInference, batched
+from musetalk.inference import UltraFastRealtimeInference
 from musetalk.media.image import read_image
 from musetalk.media.video import probe_video, read_video
-from musetalk.store import TemplateStore
+from musetalk.rendering import batched
+from musetalk.templates.store import TemplateStore
 from musetalk.whisper import frame_count
 from tests.conftest import make_template
 

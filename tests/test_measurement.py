@@ -8,16 +8,17 @@ from fractions import Fraction
 import pytest
 
 from musetalk import inference
-from musetalk.benchmark_chart import draw_stages, merged
-from musetalk.benchmark_scene import StandInEngine
+from musetalk.benchmark.scene import StandInEngine
 from musetalk.cli import execute, inference_main
 from musetalk.device import Device
 from musetalk.errors import InputError
-from musetalk.inference import InferenceResult, UltraFastRealtimeInference
+from musetalk.inference import UltraFastRealtimeInference
 from musetalk.measurement import Measurement, Spread, measure, significant
+from musetalk.measurement_chart import draw_stages, merged
 from musetalk.media.image import read_image
 from musetalk.media.video import read_video
-from musetalk.store import TemplateStore
+from musetalk.rendering import InferenceResult
+from musetalk.templates.store import TemplateStore
 from tests.conftest import make_template
 
 DOCUMENTED = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from musetalk.geometry import Box
-    from musetalk.template import Template
+    from musetalk.templates.template import Template
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from musetalk.compositor import crop_frame
+from musetalk.checkpoints import load_strictly, read_state
 from musetalk.faces.base import Face
-from musetalk.faces.checkpoints import load_strictly, read_state
 from musetalk.faces.labels import CLASS_COUNT, LABEL_SIDE
-from musetalk.geometry import Box
+from musetalk.geometry import Box, crop_frame
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of 0 to 1
 IMAGENET_STD = (0.229, 0.224, 0.225)

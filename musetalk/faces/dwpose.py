@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from musetalk.checkpoints import load_strictly, read_state
 from musetalk.errors import EngineError
 from musetalk.faces import mmpose_standins
 from musetalk.faces.base import Face, by_size
-from musetalk.faces.checkpoints import load_strictly, read_state
 from musetalk.faces.s3fd import S3fdBoxes
 from musetalk.geometry import bounding_box, overlap
 

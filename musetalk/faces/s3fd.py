@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from musetalk.checkpoints import load_strictly, read_state
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face, by_size
-from musetalk.faces.checkpoints import load_strictly, read_state
 from musetalk.geometry import Box
 
 

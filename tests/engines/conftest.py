@@ -16,7 +16,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder in the official layout; read only."""
     for package in ("torch", "diffusers", "transformers"):
         pytest.importorskip(package, reason=NEEDS_FULL)
-    from musetalk.random_weights import write_random_weights
+    from musetalk.tools.random_weights import write_random_weights
 
     folder = tmp_path_factory.mktemp("models")
     write_random_weights(folder, "tiny")

@@ -1,4 +1,4 @@
-"""Which engine runs, with all, some and none of the weights."""
+"""Which engine runs, with all, some and none of the files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from musetalk import config, engines, weights
+from musetalk import config
 from musetalk.config import REPOSITORY, EngineConfig, EngineRequest, ModelPaths
-from musetalk.engines import available_engines, choose_engine
+from musetalk.engines import choice
+from musetalk.engines.choice import available_engines, choose_engine
 from musetalk.errors import CacheError, EngineError, WeightsError
+from musetalk.weights import files as weight_files
 
 ALL_FILES = (
     *("musetalkV15/musetalk.json", "musetalkV15/unet.pth"),
@@ -27,7 +29,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory and repository without weights; MuseTalk's packages look installed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(engines, "MUSETALK_PACKAGES", ())
+    monkeypatch.setattr(choice, "MUSETALK_PACKAGES", ())
     return tmp_path
 
 
@@ -61,7 +63,7 @@ def test_auto_takes_lite_and_says_so_once_when_a_file_is_missing(
 
 def test_auto_takes_lite_when_the_packages_are_missing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, *ALL_FILES)
-    monkeypatch.setattr(engines, "MUSETALK_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(choice, "MUSETALK_PACKAGES", ("no_such_package",))
     assert choose() == "lite"
     with pytest.raises(EngineError, match="no_such_package"):
         choose("musetalk")
@@ -86,7 +88,7 @@ def test_named_paths_that_are_there_dont_hide_that_others_are_missing(root: Path
 def test_an_engine_that_is_asked_for_by_name_never_becomes_another(root: Path) -> None:
     with pytest.raises(WeightsError) as error:
         choose("musetalk")
-    assert "unet.pth" in error.value.message and weights.DOWNLOAD_COMMAND in error.value.hint
+    assert "unet.pth" in error.value.message and weight_files.DOWNLOAD_COMMAND in error.value.hint
     put(root, *ALL_FILES)
     assert choose("lite") == "lite"
 
@@ -123,7 +125,7 @@ def test_what_could_run_is_told_with_what_is_missing(root: Path) -> None:
 
 
 def test_lite_is_not_available_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "LITE_PACKAGES", ("numpy", "no_such_package"))
+    monkeypatch.setattr(choice, "LITE_PACKAGES", ("numpy", "no_such_package"))
     lite = available_engines()[1]
     assert not lite.available and "no_such_package" in lite.reason
 
@@ -131,8 +133,8 @@ def test_lite_is_not_available_without_its_packages(monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs the full environment")
 def test_choosing_imports_no_framework() -> None:
     code = (
-        "import sys; from musetalk.config import EngineConfig; from musetalk.engines import *;"
-        "from musetalk.engines import choose_engine, engine_fingerprint;"
+        "import sys; from musetalk.config import EngineConfig; from musetalk.engines.choice import *;"
+        "from musetalk.engines.choice import choose_engine, engine_fingerprint;"
         "name = choose_engine(EngineConfig()); engine_fingerprint(name, EngineConfig());"
         "print(sorted({'torch', 'cv2', 'transformers', 'diffusers', 'mediapipe'} & set(sys.modules)))"
     )

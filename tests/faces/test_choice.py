@@ -8,7 +8,7 @@ import pytest
 
 from musetalk.config import EngineName, FaceDetectorRequest
 from musetalk.errors import InputError, WeightsError
-from musetalk.faces import (
+from musetalk.faces.choice import (
     BISENET_WEIGHTS,
     DWPOSE_WEIGHTS,
     LANDMARK_WEIGHTS,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from musetalk.config import REPOSITORY
-from musetalk.faces.base import Face, track
+from musetalk.faces.base import Face
 from musetalk.faces.mediapipe import MediapipeDetector
 from musetalk.geometry import LEFT_EYE, MESH_TO_68, OUTER_LIPS, RIGHT_EYE, overlap
+from musetalk.preprocessing.following import track
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from musetalk.errors import WeightsError
-from musetalk.faces import DWPOSE_WEIGHTS, LANDMARK_WEIGHTS, S3FD_WEIGHTS, create_detector
+from musetalk.faces.choice import DWPOSE_WEIGHTS, LANDMARK_WEIGHTS, S3FD_WEIGHTS, create_detector
 
 REASON = "needs the full environment (make install-full)"
 torch = pytest.importorskip("torch", reason=REASON)

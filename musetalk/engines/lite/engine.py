@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from musetalk import warp
 from musetalk.config import EngineName
 from musetalk.engines.base import FaceFrame
-from musetalk.engines.lite import interior, rig, warp
+from musetalk.engines.lite import interior, rig
 from musetalk.engines.lite.parameters import CHIN_GAIN, PARAMETER_INDEX, RIG_PARAMETERS
 from musetalk.errors import CacheError, EngineError
 
 if TYPE_CHECKING:
-    from musetalk.engines.lite.mouth_net import MouthNetwork
+    from musetalk.engines.lite.speech import MouthNetwork
     from musetalk.geometry import Box
-    from musetalk.template import Template
+    from musetalk.templates.template import Template
 
 MESH_POINTS = 478
 WORKING_SIDE = 1024  # pixels; larger face boxes are made smaller before they are warped
@@ -116,7 +117,7 @@ class LiteEngine:
 
     @cached_property
     def _mouth_network(self) -> MouthNetwork:
-        from musetalk.engines.lite.mouth_net import MouthNetwork
+        from musetalk.engines.lite.speech import MouthNetwork
 
         return MouthNetwork(self.models_dir)
 

@@ -13,7 +13,7 @@ from musetalk.engines.lite.engine import LiteEngine
 from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS
 from musetalk.errors import CacheError, EngineError
 from musetalk.geometry import NO_FACE
-from musetalk.template import Template
+from musetalk.templates.template import Template
 from tests.engines.lite.face_meshes import Portrait, load_portrait
 
 FACES = ("astronaut", "charcoal_man", "drawn_girl", "hopper", "painted_woman", "rendered_man")

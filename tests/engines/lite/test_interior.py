@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from musetalk.engines.lite import interior, rig, warp
+from musetalk import warp
+from musetalk.engines.lite import interior, rig
 from tests.engines.lite.face_meshes import load_portrait
 
 INNER_LIPS = [*rig.INNER_UPPER, *rig.INNER_LOWER]

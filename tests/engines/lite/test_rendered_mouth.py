@@ -17,8 +17,8 @@ from musetalk.engines.lite.parameters import (
     RIG_PARAMETERS,
     WIDTH_GAIN,
 )
-from musetalk.engines.lite.portrait_sheet import portrait_template
 from musetalk.faces.mediapipe import MediapipeDetector
+from musetalk.tools.portrait_sheet import portrait_template
 from tests.engines.lite.face_meshes import load_portrait
 
 # Mouths of a babbled phrase, eight frames from each to the next.

@@ -1,0 +1,531 @@
+"""The MuseTalk engine: VAE latents of the face, one UNet step on them, VAE decoding.
+
+The decision a reader would question: `encode` takes the mean of the VAE's posterior where the reference
+draws a sample, so that one template always gives one cache and one video.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+
+from musetalk.config import FACE_SIZE, MAX_BATCH_SIZE, EngineConfig, EngineName
+from musetalk.device import usable_cores
+from musetalk.engines.base import FaceFrame
+from musetalk.engines.musetalk.openvino_runtime import (
+    WORTHWHILE_BYTES,
+    CompiledNetwork,
+    Conversion,
+    choose_runtime,
+    decoder_conversion,
+    region_conversion,
+    unet_conversion,
+)
+from musetalk.engines.musetalk.region import (
+    Rectangle,
+    RegionDecoder,
+    can_decode_part,
+    difference,
+    face_weights,
+    used_rectangle,
+)
+from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
+from musetalk.weights.files import MuseTalkFiles, latents_fingerprint, sampled_digest
+from musetalk.whisper import N_MELS, audio_prompts, hidden_states
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from musetalk.engines.musetalk.networks import Network
+    from musetalk.templates.template import Template
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+LATENT_SIDE = 32  # a face of 256 pixels, 8 pixels to a latent
+LATENT_CHANNELS = 4
+CPU_BATCH = 4  # faces; on a CPU more at once are no faster, and each takes 0.2 GB
+PROMPT_LENGTH = 50  # steps × (layers + 1) of whisper-tiny
+REGION_SAMPLES = 2  # frames of a template that region decoding is measured on
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+
+
+def sinusoidal_positions(length: int, width: int) -> np.ndarray:
+    """(length, width) float32 position code: sin and cos interleaved, wavelengths 2π … 10000·2π.
+
+    Vaswani and others 2017, section 3.5.
+    """
+    position = np.arange(length, dtype=np.float32)[:, None]
+    frequency = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-math.log(10_000) / width))
+    code = np.empty((length, width), np.float32)
+    code[:, 0::2] = np.sin(position * frequency)
+    code[:, 1::2] = np.cos(position * frequency)
+    return code
+
+
+def face_crop(frame: np.ndarray, bbox: Sequence[int]) -> np.ndarray:
+    """(256, 256, 3) uint8 BGR: the frame's bbox, resized as the reference does (Lanczos, 8×8 taps)."""
+    import cv2
+
+    x1, y1, x2, y2 = bbox
+    crop = np.ascontiguousarray(frame[y1:y2, x1:x2])
+    return cv2.resize(crop, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LANCZOS4)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator's failure, of a GPU or of the system, is behind `error`."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS)
+
+
+def running_dtype(device: str, *, half: bool) -> str:
+    """Name of the precision to run in: half means fp16 on CUDA and bf16 on CPUs that compute in it."""
+    if not half:
+        return "float32"
+    if device.startswith("cuda"):
+        return "float16"
+    import torch
+
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native and torch.backends.mkldnn.is_available() else "float32"
+
+
+class BatchLimit:
+    """The largest batch that is worth it on a device; halved, and once said, when an allocator fails.
+
+    Args:
+        device: named in messages.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.size = CPU_BATCH if device == "cpu" else MAX_BATCH_SIZE
+        self._said = False
+
+    def run(self, work: Callable[[slice], Iterable[Result]], count: int) -> list[Result]:
+        """`work` over `count` items in consecutive parts, its results in order.
+
+        Raises:
+            DeviceError: a single item doesn't fit.
+        """
+        results: list[Result] = []
+        while len(results) < count:
+            size = min(self.size, count - len(results))
+            part = slice(len(results), len(results) + size)
+            try:
+                results.extend(work(part))
+            except (RuntimeError, MemoryError) as e:
+                if not is_out_of_memory(e):
+                    raise
+                self._halve(size, e)
+        return results
+
+    def _halve(self, size: int, error: BaseException) -> None:
+        if size == 1:
+            raise DeviceError(
+                f"out of memory on {self.device} at batch size 1 内存不足",
+                "减少batch_size或启用fp16 (reduce --batch_size or use --fp16)",
+            ) from error
+        if not self._said:
+            log.warning(
+                "⚠️ out of memory on %s, going on with smaller batches 内存不足，减小批量继续", self.device
+            )
+        self._said = True
+        self.size = size // 2
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+class MuseTalkEngine:
+    """MuseTalk 1.0 or 1.5 on one device; an `Engine`.
+
+    Checkpoints are checked when it is made and read when they are first needed: encoding a template
+    touches the VAE only, judging it the UNet too.
+    """
+
+    name: EngineName = "musetalk"
+
+    def __init__(self, files: MuseTalkFiles, engine_config: EngineConfig, device: str) -> None:
+        """Opens the UNet and the VAE.
+
+        Args:
+            files: the weight files; all present.
+            engine_config: precision, batch size and runtime.
+            device: resolved, e.g. "cpu", "cuda:0".
+
+        Raises:
+            WeightsError: a file is damaged, hostile, or doesn't fit the others.
+        """
+        import torch
+
+        from musetalk.engines.musetalk import networks
+
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+        self.device = device
+        self.dtype = running_dtype(device, half=engine_config.fp16)
+        self.fingerprint = latents_fingerprint(files)
+        self._config = engine_config
+        self._files = files
+        self._unet = networks.open_unet(files)
+        self._vae = networks.open_vae(files)
+        self._check_fit()
+        self._openvino = choose_runtime(engine_config.runtime, device, files.unet_weights)
+        self._compiled_unet: CompiledNetwork | None = None  # once a template was opened, if at all
+        self._compiled_decoder: CompiledNetwork | None = None
+
+    def _check_fit(self) -> None:
+        unet, vae = self._unet.module.config, self._vae.module.config
+        side = FACE_SIZE >> (len(vae.block_out_channels) - 1)
+        if (vae.latent_channels, side) != (LATENT_CHANNELS, LATENT_SIDE):
+            raise WeightsError(
+                f"{self._files.vae_config} is another VAE VAE不符, its latents are "
+                f"{vae.latent_channels}×{side}², not {LATENT_CHANNELS}×{LATENT_SIDE}²",
+                "use the official sd-vae-ft-mse (--vae_type)",
+            )
+        if (unet.in_channels, unet.out_channels) != (2 * LATENT_CHANNELS, LATENT_CHANNELS):
+            raise WeightsError(
+                f"{self._files.unet_config} is no MuseTalk UNet: {unet.in_channels} channels in, "
+                f"{unet.out_channels} out 不是MuseTalk模型",
+                "use musetalk.json of the official weights (--unet_config)",
+            )
+
+    @functools.cached_property
+    def _whisper(self) -> Network:
+        from musetalk.engines.musetalk.networks import open_whisper_encoder
+
+        network = open_whisper_encoder(self._files)
+        whisper, width = network.module.config, self._unet.module.config.cross_attention_dim
+        if (whisper.d_model, whisper.num_mel_bins) != (width, N_MELS):
+            raise WeightsError(
+                f"{self._files.whisper_config} is another Whisper: width {whisper.d_model}, "
+                f"{whisper.num_mel_bins} mel bins; the UNet wants {width} and {N_MELS} Whisper模型不符",
+                "use the official whisper-tiny (--whisper_dir)",
+            )
+        return network
+
+    @property
+    def prompt_width(self) -> int:
+        """Channels of an audio prompt."""
+        return self._unet.module.config.cross_attention_dim
+
+    def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
+        """(1, 8, 32, 32) float32 per face: masked latents, then reference latents, scaled means.
+
+        Raises:
+            DeviceError: a single face doesn't fit into memory.
+        """
+        limit = BatchLimit(self.device)
+        crops = (face_crop(face.frame, face.bbox) for face in faces)
+        while batch := list(itertools.islice(crops, self._config.batch_size)):
+            yield from limit.run(functools.partial(self._encode, np.stack(batch)), len(batch))
+
+    def _encode(self, crops: np.ndarray, part: slice) -> np.ndarray:
+        """(B, 256, 256, 3) uint8 BGR → (part of B, 1, 8, 32, 32) float32."""
+        import torch
+
+        vae = self._vae.load(self.device, self.dtype)
+        with torch.inference_mode():
+            rgb = torch.from_numpy(crops[part]).to(self.device).flip(-1).permute(0, 3, 1, 2)
+            rgb = rgb.contiguous().float() / 255  # channels-last group norms lose digits on flat areas
+            masked = rgb.clone()
+            masked[:, :, FACE_SIZE // 2 :] = 0
+            images = (torch.cat([masked, rgb]) - 0.5) / 0.5
+            posterior = vae.encode(images.to(vae.dtype)).latent_dist
+            means = posterior.mean.float() * vae.config.scaling_factor
+            return torch.cat(means.chunk(2), dim=1)[:, None].contiguous().cpu().numpy()
+
+    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
+        """(k, 10 × (layers + 1), 384) float32 blocks, one prompt per video frame."""
+        return audio_prompts(hidden_states(waveform, self._encode_audio), fps)
+
+    def _encode_audio(self, mel: np.ndarray) -> np.ndarray:
+        """(80, 3000) float32 → (layers + 1, 1500, 384) float32.
+
+        Always computed in float32: it is a thousandth of the work, and the lips hang on it.
+        """
+        import torch
+
+        encoder = self._whisper.load(self.device, "float32")
+        with torch.inference_mode():
+            features = torch.from_numpy(mel)[None].to(self.device)
+            states = encoder(features, output_hidden_states=True).hidden_states
+            return torch.cat(states).cpu().numpy()
+
+    def predict_latents(self, latents: Tensor, prompts: Tensor) -> Tensor:
+        """The UNet's one step.
+
+        Args:
+            latents: (B, 8, 32, 32), masked then reference, on the device in the running precision.
+            prompts: (B, n, 384) with positions added, likewise.
+
+        Returns:
+            (B, 4, 32, 32) latents of the speaking face.
+        """
+        if self._compiled_unet is not None:
+            return _through(self._compiled_unet, latents, prompts).to(latents.dtype)
+        unet = self._unet.load(self.device, self.dtype)
+        return unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
+        unscaled = self.unscaled(latents)
+        if self._compiled_decoder is not None:
+            return _one_by_one(self._compiled_decoder, unscaled)
+        return self._vae.load(self.device, self.dtype).decode(unscaled, return_dict=False)[0]
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE's decoder takes them."""
+        return latents / self._vae.module.config.scaling_factor
+
+    def open(self, template: Template) -> MuseTalkGenerator:
+        """Loads the networks and puts the template's latents on the device.
+
+        Raises:
+            CacheError: the template holds no MuseTalk latents.
+            WeightsError: a checkpoint can't be read.
+            EngineError: the runtime that was asked for can't run.
+        """
+        generator = MuseTalkGenerator(self, template)
+        wish = self._config.vae_region
+        wanted = wish == "on" or (wish == "auto" and self._found_harmless(template.region_verdict))
+        if wanted and not can_decode_part(self._vae.module):
+            log.warning("⚠️ this VAE decodes whole faces only 该VAE不支持区域解码")
+            wanted = False
+        rectangle = used_rectangle(face_weights(template)) if wanted else None
+        self._make_ready(generator, rectangle, whole_faces=not wanted)
+        return generator
+
+    def _found_harmless(self, verdict: object) -> bool:
+        """Whether preprocessing judged region decoding harmless with these very networks and precision."""
+        if isinstance(verdict, dict) and verdict.get("networks") == self._judged_with:
+            return verdict.get("harmless") is True
+        if self._is_large:
+            log.info("region decoding was not judged with these networks; see --force_refresh")
+        return False
+
+    @property
+    def _judged_with(self) -> str:
+        return f"{sampled_digest([self._files.unet_weights, self._files.vae_weights])[:16]} {self.dtype}"
+
+    @property
+    def _is_large(self) -> bool:
+        return self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
+
+    def judge(self, template: Template) -> dict[str, Any]:
+        """Whether decoding a part of this template's faces is harmless, as its metadata holds it.
+
+        The template's own faces are decoded both ways, with statistics of other faces: those that the UNet
+        makes of them in silence. Nothing is judged, {}, where `vae_region` is "off", for networks too small
+        to gain by it, and where the memory for it is missing.
+
+        Raises:
+            CacheError, WeightsError, EngineError: as `open`.
+        """
+        if self._config.vae_region == "off" or not self._is_large or not can_decode_part(self._vae.module):
+            return {}
+        try:
+            return {"vae_region": {**self._verdict(template), "networks": self._judged_with}}
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+            log.warning("⚠️ no memory to judge region decoding on %s 内存不足，不使用区域解码", self.device)
+            return {}
+
+    def _verdict(self, template: Template) -> dict[str, Any]:
+        import torch
+
+        weights, generator = face_weights(template), MuseTalkGenerator(self, template)
+        self._make_ready(generator, used_rectangle(weights), whole_faces=True)
+        region, own = cast(RegionDecoder, generator.region), generator.own_faces()
+        with torch.inference_mode():
+            differs = difference(region.decode(self.unscaled(own)), self.decode_latents(own), weights)
+        log.info("decoding %.0f %% of the face differs by %s", 100 * region.share, differs)
+        return region.verdict(differs)
+
+    def _make_ready(
+        self, generator: MuseTalkGenerator, rectangle: Rectangle | None, *, whole_faces: bool
+    ) -> None:
+        """Loads or compiles what is needed; torch takes OpenVINO's place where it can't be and needn't.
+
+        Args:
+            rectangle: the part of the face that the generator is to decode; None: all of it.
+            whole_faces: whether the whole decoder is wanted.
+        """
+        try:
+            self._load(whole_faces)
+            if rectangle is not None:
+                generator.region = self._region(generator, rectangle)
+        except EngineError as e:
+            if not self._openvino or self._config.runtime == "openvino":
+                raise
+            log.warning("⚠️ %s; going on with torch", e)
+            self._openvino, self._compiled_unet, self._compiled_decoder = False, None, None
+            self._make_ready(generator, rectangle, whole_faces=whole_faces)
+        if self._openvino:
+            self._vae.release()
+
+    def _load(self, whole_faces: bool) -> None:
+        if self._openvino:
+            if self._compiled_unet is None:
+                self._compiled_unet = CompiledNetwork(self._unet_conversion(), self.dtype)
+            if whole_faces and self._compiled_decoder is None:
+                self._compiled_decoder = CompiledNetwork(
+                    decoder_conversion(self._float_vae, self._vae_sources), self.dtype
+                )
+            return
+        unet, vae = (network.load(self.device, self.dtype) for network in (self._unet, self._vae))
+        if self._config.compile and self.device.startswith("cuda"):
+            unet.compile()
+            vae.decoder.compile()
+
+    def _region(self, generator: MuseTalkGenerator, rectangle: Rectangle) -> RegionDecoder:
+        import torch
+
+        vae = self._vae.load(self.device, self.dtype)
+        with torch.inference_mode():
+            samples = self.unscaled(generator.faces_at_rest())
+            return RegionDecoder(vae, rectangle, samples, self._compiled_region if self._openvino else None)
+
+    def _compiled_region(self, cuts: np.ndarray, affine: np.ndarray) -> Callable[[Tensor], Tensor]:
+        conversion = region_conversion(self._float_vae, self._vae_sources, len(cuts), affine.shape[1])
+        return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, {1: cuts, 2: affine}))
+
+    def _unet_conversion(self) -> Conversion:
+        from musetalk.engines.musetalk.networks import fold_upsampling, open_unet
+
+        return unet_conversion(
+            lambda: fold_upsampling(open_unet(self._files).load("cpu", "float32")),
+            [self._files.unet_config, self._files.unet_weights],
+            (PROMPT_LENGTH, self.prompt_width),
+        )
+
+    def _float_vae(self) -> Any:
+        """A VAE of its own in float32, for conversions."""
+        from musetalk.engines.musetalk.networks import fold_upsampling, open_vae
+
+        return fold_upsampling(open_vae(self._files).load("cpu", "float32"))
+
+    @property
+    def _vae_sources(self) -> list[Path]:
+        return [self._files.vae_config, self._files.vae_weights]
+
+
+def _through(network: CompiledNetwork, *tensors: Tensor) -> Tensor:
+    """The network's output, float32 whatever it computes in."""
+    import torch
+
+    return torch.from_numpy(network(*(tensor.float().contiguous().numpy() for tensor in tensors)))
+
+
+def _one_by_one(network: CompiledNetwork, latents: Tensor) -> Tensor:
+    """Decodes each face alone: what a decoder works on then stays in the processor's cache."""
+    import torch
+
+    return torch.cat([_through(network, latent) for latent in latents.split(1)])
+
+
+def stack_latents(template: Template) -> tuple[np.ndarray, dict[int, int]]:
+    """The template's distinct latents, (n, 8, 32, 32) float32, and the row of each cycle position.
+
+    Raises:
+        CacheError: they are no MuseTalk latents.
+    """
+    rows: list[np.ndarray] = []
+    row_of: dict[int, int] = {}
+    for position, first in enumerate(template.unique):
+        if not template.has_face(position):
+            continue
+        if first not in row_of:
+            latents = np.asarray(template.latents[position])
+            if (
+                latents.shape != (1, 2 * LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
+                or latents.dtype.kind != "f"
+            ):
+                raise CacheError(
+                    f"the template holds no MuseTalk latents 缓存与引擎不符: {latents.dtype} {latents.shape}",
+                    "run preprocessing again with --engine musetalk 请重新运行预处理",
+                )
+            row_of[first] = len(rows)
+            rows.append(latents[0].astype(np.float32))
+        row_of[position] = row_of[first]
+    return np.stack(rows), row_of
+
+
+class MuseTalkGenerator:
+    """Speaking faces of one template; a `Generator`.
+
+    Args:
+        engine: with its networks loaded.
+        template: whose latents stay on the device, each distinct frame's once.
+    """
+
+    def __init__(self, engine: MuseTalkEngine, template: Template) -> None:
+        import torch
+
+        self.engine = engine
+        self.limit = BatchLimit(engine.device)
+        latents, self._row_of = stack_latents(template)
+        self._latents = torch.from_numpy(latents).to(engine.device, getattr(torch, engine.dtype))
+        self.region: RegionDecoder | None = None
+
+    def own_faces(self) -> Tensor:
+        """(n, 4, 32, 32) scaled latents of a few of the template's frames."""
+        return self._few()[:, LATENT_CHANNELS:]
+
+    def faces_at_rest(self) -> Tensor:
+        """(n, 4, 32, 32) scaled latents of the same frames as the UNet makes them in silence."""
+        latents = self._few()
+        silence = sinusoidal_positions(PROMPT_LENGTH, self.engine.prompt_width)
+        prompts = self._sent(np.repeat(silence[None], len(latents), axis=0))
+        return self.engine.predict_latents(latents, prompts.to(latents.dtype))
+
+    def _few(self) -> Tensor:
+        return self._latents[:: max(1, len(self._latents) // REGION_SAMPLES)][:REGION_SAMPLES]
+
+    def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        """(256, 256, 3) uint8 BGR faces.
+
+        Args:
+            audio_prompts: (B, n, 384) float32.
+            indices: B cycle positions, each with a face.
+
+        Raises:
+            DeviceError: a single frame doesn't fit into memory.
+        """
+        rows = np.array([self._row_of[index] for index in indices])
+        prompts = audio_prompts + sinusoidal_positions(*audio_prompts.shape[1:])
+        return self.limit.run(lambda part: self._faces(prompts[part], rows[part]), len(rows))
+
+    def _faces(self, prompts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            latents = self._latents[self._sent(rows)]
+            predicted = self.engine.predict_latents(latents, self._sent(prompts).to(latents.dtype))
+            if self.region is not None:
+                images = self.region.decode(self.engine.unscaled(predicted))
+            else:
+                images = self.engine.decode_latents(predicted)
+            levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+            return levels.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def _sent(self, array: np.ndarray) -> Tensor:
+        import torch
+
+        tensor = torch.from_numpy(array)
+        if self._latents.is_cuda:
+            tensor = tensor.pin_memory()
+        return tensor.to(self._latents.device, non_blocking=True)

@@ -1,0 +1,365 @@
+"""The three MuseTalk networks, from the official folder layout to modules ready to run.
+
+The decision a reader would question: a checkpoint's tensors are never copied into a freshly initialised
+module. The module is built on the meta device, the file is memory-mapped, keys and shapes are compared, and
+the mapped tensors become the parameters; a tensor costs memory only when it is cast or used.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musetalk.errors import WeightsError
+from musetalk.weights.files import DOWNLOAD_COMMAND, MuseTalkFiles
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+NAMED_KEYS = 3  # keys of a mismatch that the message names, the rest is counted
+WEB_PAGE_STARTS = (b"<!do", b"<htm", b"<?xm")
+CODE_REFUSED = ("GLOBAL ", "allowlisted", "reduce for unrecognized")  # torch's weights-only loader says so
+UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+VAE_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+WHISPER_PREFIXES = ("model.encoder.", "encoder.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A network's configuration.
+
+    Raises:
+        WeightsError: the file is missing or is no JSON object.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise WeightsError(f"{path} is missing 缺少模型配置", f"run {DOWNLOAD_COMMAND}") from e
+    except (OSError, ValueError) as e:
+        raise WeightsError(
+            f"{path} is no JSON 模型配置损坏: {e}", f"delete it and run {DOWNLOAD_COMMAND}"
+        ) from e
+    if not isinstance(settings, dict):
+        raise WeightsError(
+            f"{path} holds no JSON object 模型配置损坏", f"delete it and run {DOWNLOAD_COMMAND}"
+        )
+    return settings
+
+
+def _unreadable(path: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"{path} {why}", f"delete it and run {DOWNLOAD_COMMAND}, it is downloaded again 请删除后重新下载"
+    )
+
+
+def _diagnose(path: Path, error: BaseException) -> WeightsError:
+    with path.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+    if start.startswith(WEB_PAGE_STARTS):
+        return _unreadable(path, "is a web page saved under that name, no checkpoint 是网页而非权重文件")
+    if path.stat().st_size == 0:
+        return _unreadable(path, "is empty 是空文件")
+    if isinstance(error, pickle.UnpicklingError) and any(word in str(error) for word in CODE_REFUSED):
+        return _unreadable(
+            path,
+            "asks to run code, which a checkpoint never needs; nothing of it was run 含可执行代码，已拒绝",
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return _unreadable(
+            path, "is no checkpoint of tensors; nothing in it was run 不是权重文件，未执行其中内容"
+        )
+    return _unreadable(path, "is damaged or was downloaded in part 已损坏或不完整")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, memory-mapped where its format allows, on the CPU, by key.
+
+    Raises:
+        WeightsError: the file is missing, damaged, no checkpoint, or holds code (which is not run).
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing 缺少模型权重", f"run {DOWNLOAD_COMMAND}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what is wrong with the file is said below
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (*UNREADABLE, SafetensorError) as e:
+        raise _diagnose(path, e) from e
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise _unreadable(path, "holds something other than named tensors 不是权重文件")
+    return state
+
+
+def _named(keys: list[str]) -> str:
+    rest = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
+    return ", ".join(keys[:NAMED_KEYS]) + rest
+
+
+def check_keys(module: nn.Module, tensors: Mapping[str, Tensor], weights: Path, settings: Path) -> None:
+    """Compares a checkpoint with the module that its configuration describes.
+
+    Raises:
+        WeightsError: a key is missing, extra or of another shape or kind; the message names keys.
+    """
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in tensors]
+    extra = [key for key in tensors if key not in expected]
+    shapes = [
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(parameter.shape)}"
+        for key, parameter in expected.items()
+        if key in tensors and (tensors[key].shape != parameter.shape or not tensors[key].is_floating_point())
+    ]
+    wrong = [("missing", missing), ("extra", extra), ("shape", shapes)]
+    if missing or extra or shapes:
+        found = "; ".join(f"{kind} {_named(keys)}" for kind, keys in wrong if keys)
+        raise WeightsError(
+            f"{weights} does not fit {settings} 权重与配置不符: {found}",
+            "use the weights and the configuration of one version (--version v1|v15), and the official VAE",
+        )
+
+
+def _on_meta(build: Callable[[], nn.Module], settings: Path) -> nn.Module:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except (*UNREADABLE, ArithmeticError, NotImplementedError) as e:
+        raise WeightsError(
+            f"{settings} describes no network that can be built 模型配置无效: {e}",
+            f"delete it and run {DOWNLOAD_COMMAND}",
+        ) from e
+
+
+def _release_pages(tensor: Tensor) -> None:
+    """Lets the system drop the mapped file pages behind a tensor that was cast; Linux only."""
+    import ctypes
+    import mmap
+
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None or tensor.nbytes < mmap.PAGESIZE:
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+
+
+def _materialise(
+    module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> None:
+    ready = {}
+    for key in module.state_dict():
+        ready[key] = tensors[key].to(device, dtype)
+        if ready[key] is not tensors[key]:
+            _release_pages(tensors[key])
+    module.load_state_dict(ready, assign=True)
+    module.requires_grad_(False).eval()
+
+
+class Network:
+    """A module on the meta device and the checkpoint that fits it; `load` makes it run.
+
+    Args:
+        module: on the meta device.
+        read: opens the checkpoint: tensors by the module's own keys, mapped, checked. Called at once, and
+            again when the network is loaded after a `release`.
+        prepare: what is done to the module once its weights are there.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        read: Callable[[], Mapping[str, Tensor]],
+        prepare: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.module = module
+        self._read = read
+        self._tensors: Mapping[str, Tensor] | None = read()
+        self._prepare = prepare
+        self._loaded: Any = None
+        self._lock = threading.Lock()
+
+    def load(self, device: str, dtype: str) -> Any:
+        """The module with its weights on `device` in `dtype`, for inference; the same one until `release`."""
+        import torch
+
+        with self._lock:
+            if self._loaded is None:
+                loaded, tensors = copy.deepcopy(self.module), self._tensors or self._read()
+                _materialise(loaded, tensors, torch.device(device), getattr(torch, dtype))
+                if self._prepare is not None:
+                    self._prepare(loaded)
+                self._loaded, self._tensors = loaded, None
+            return self._loaded
+
+    def release(self) -> None:
+        """Gives the weights' memory back."""
+        with self._lock:
+            self._loaded = self._tensors = None
+
+
+def _checked(
+    module: nn.Module, read: Callable[[], Mapping[str, Tensor]], weights: Path, settings: Path
+) -> Callable[[], Mapping[str, Tensor]]:
+    """`read`, its tensors compared with the module each time."""
+
+    def checked() -> Mapping[str, Tensor]:
+        tensors = read()
+        check_keys(module, tensors, weights, settings)
+        return tensors
+
+    return checked
+
+
+def open_unet(files: MuseTalkFiles) -> Network:
+    """The UNet, its checkpoint checked and not yet read.
+
+    Raises:
+        WeightsError: files missing, damaged, hostile or not of each other.
+    """
+    from diffusers import UNet2DConditionModel
+
+    settings = read_json(files.unet_config)
+    module = _on_meta(lambda: UNet2DConditionModel.from_config(settings), files.unet_config)
+    read = _checked(module, lambda: read_tensors(files.unet_weights), files.unet_weights, files.unet_config)
+    return Network(module, read, fold_time_embedding)
+
+
+def _current_vae_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of VAE checkpoints saved before diffusers renamed its attention, the official one among them."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        owner, _, name = key.rpartition(".")
+        block, _, projection = owner.rpartition(".")
+        if block.rpartition(".")[0].endswith("mid_block.attentions") and projection in VAE_ATTENTION_NAMES:
+            key = f"{block}.{VAE_ATTENTION_NAMES[projection]}.{name}"
+        renamed[key] = tensor
+    return renamed
+
+
+def open_vae(files: MuseTalkFiles) -> Network:
+    """The autoencoder, its checkpoint checked and not yet read.
+
+    Raises:
+        WeightsError: files missing, damaged, hostile or not of each other.
+    """
+    from diffusers import AutoencoderKL
+
+    settings = read_json(files.vae_config)
+    module = _on_meta(lambda: AutoencoderKL.from_config(settings), files.vae_config)
+
+    def current() -> Mapping[str, Tensor]:
+        return _current_vae_keys(read_tensors(files.vae_weights))
+
+    return Network(module, _checked(module, current, files.vae_weights, files.vae_config))
+
+
+def _encoder_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = next((p for p in WHISPER_PREFIXES if any(key.startswith(p) for key in tensors)), "encoder.")
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def open_whisper_encoder(files: MuseTalkFiles) -> Network:
+    """Whisper's encoder, its checkpoint checked and not yet read; the decoder is left in the file.
+
+    Raises:
+        WeightsError: files missing, damaged, hostile or not of each other.
+    """
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    settings = read_json(files.whisper_config)
+    module = _on_meta(lambda: WhisperEncoder(WhisperConfig(**settings)), files.whisper_config)
+
+    def encoder() -> Mapping[str, Tensor]:
+        return _encoder_only(read_tensors(files.whisper_weights))
+
+    return Network(module, _checked(module, encoder, files.whisper_weights, files.whisper_config))
+
+
+def fold_upsampling(network: Any) -> Any:
+    """Makes one convolution of each doubling of the pixels and the 3×3 convolution behind it.
+
+    Of the nine pixels that the convolution sees after the doubling only four are different, so its weights
+    add up to four 2×2 kernels, one for each pixel of a doubled one: 4/9 of the work, the same values. A
+    transposed convolution of stride 2 is just that. Returns `network`.
+    """
+    from diffusers.models.upsampling import Upsample2D
+
+    for block in network.modules():
+        for index, upsampler in enumerate(getattr(block, "upsamplers", None) or ()):
+            if isinstance(upsampler, Upsample2D) and _is_plain(upsampler):
+                block.upsamplers[index] = _doubling(upsampler.conv)
+    return network
+
+
+def _is_plain(upsampler: Any) -> bool:
+    convolution: Any = upsampler.conv if upsampler.name == "conv" else None
+    plain = type(convolution).__name__ == "Conv2d" and upsampler.norm is None and upsampler.interpolate
+    return plain and (convolution.kernel_size, convolution.padding) == ((3, 3), (1, 1))
+
+
+def _doubling(convolution: Any) -> nn.Module:
+    """What a 3×3 convolution of a picture with every pixel doubled is to the picture itself."""
+    import torch
+
+    class Doubling(torch.nn.ConvTranspose2d):
+        def forward(self, image: Tensor, output_size: object = None) -> Tensor:  # type: ignore[override]
+            return super().forward(image)
+
+    weight = convolution.weight
+    with torch.device("meta"):
+        doubling = Doubling(weight.shape[1], weight.shape[0], 4, stride=2, padding=1)
+    # rows: which of the three taps fall on one pixel; it reaches four of the larger picture along each axis
+    taps = torch.tensor([[0, 0, 1.0], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    folded = torch.einsum("oirc,yr,xc->ioyx", weight.float(), taps, taps).to(weight.dtype)
+    doubling.weight = torch.nn.Parameter(folded, requires_grad=False)
+    doubling.bias = convolution.bias
+    return doubling.eval()
+
+
+def fold_time_embedding(unet: Any) -> None:
+    """Makes timestep 0, the only one MuseTalk runs, a constant of the UNet.
+
+    Everything that hangs on the timestep alone ends in one vector added behind each residual block's
+    first convolution; it moves into that convolution's bias and the layers that made it are dropped.
+    """
+    import torch
+    from diffusers.models.resnet import ResnetBlock2D
+
+    weight = unet.conv_in.weight
+    with torch.no_grad():
+        steps = torch.zeros(1, dtype=torch.long, device=weight.device)
+        embedding = unet.time_embedding(unet.time_proj(steps).to(weight.dtype))
+        for block in unet.modules():
+            if isinstance(block, ResnetBlock2D):
+                shift = block.time_emb_proj(block.nonlinearity(embedding))[0]
+                block.conv1.bias = torch.nn.Parameter(block.conv1.bias + shift, requires_grad=False)
+                block.time_emb_proj = None  # type: ignore[assignment]
+    del unet.time_embedding
+    unet.time_embedding = lambda *_: None

@@ -1,0 +1,234 @@
+"""The UNet and the VAE decoder through OpenVINO, on CPUs.
+
+The decision a reader would question: the converted networks are kept on disk beside the weights, as large as
+the weights. Converting takes a minute of every request otherwise. The files carry a hash of what they were
+made from, appear under their name only when whole, and one process converts while others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from musetalk.config import RuntimeRequest
+from musetalk.device import usable_cores
+from musetalk.errors import EngineError
+from musetalk.weights.files import sampled_digest
+
+log = logging.getLogger(__name__)
+
+FOLDER = "openvino"  # beside the weights
+WORTHWHILE_BYTES = 1_000_000_000  # of weights; smaller networks run before they are converted
+LOCK_TIMEOUT = 600.0  # seconds that a process waits for another's conversion
+GENERATION = 2  # of what is done to the networks before they are converted; converted anew when it changes
+TRACED_SIDE = 32  # latents; the converted networks take what torch takes, tracing is quickest on one face
+
+
+def choose_runtime(request: RuntimeRequest, device: str, weights: Path) -> bool:
+    """Whether OpenVINO runs the networks.
+
+    Raises:
+        EngineError: it is asked for by name and can't.
+    """
+    installed = importlib.util.find_spec("openvino") is not None
+    if request == "auto":
+        return installed and device == "cpu" and weights.stat().st_size >= WORTHWHILE_BYTES
+    if request == "openvino" and device != "cpu":
+        raise EngineError(
+            f"runtime openvino runs on the CPU, not on {device}", "use --device cpu or --runtime torch"
+        )
+    if request == "openvino" and not installed:
+        raise EngineError(
+            "openvino is not installed 未安装openvino", "pip install openvino, or use --runtime torch"
+        )
+    return request == "openvino"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One network to convert.
+
+    Attributes:
+        name: of the files.
+        sources: configuration and weights; the files' hash covers them.
+        module: makes the torch module; called only when there is no converted network yet.
+        examples: arrays to trace with, of the inputs' types.
+        shapes: of the inputs, -1 for what may vary.
+    """
+
+    name: str
+    sources: Sequence[Path]
+    module: Callable[[], Any]
+    examples: Sequence[np.ndarray]
+    shapes: Sequence[Sequence[int]]
+
+
+def _traced(conversion: Conversion) -> Any:
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes are constants on purpose; tracing is on its way out
+        examples = tuple(torch.from_numpy(example) for example in conversion.examples)
+        return torch.jit.trace(conversion.module(), examples, check_trace=False, strict=False)
+
+
+def _convert(conversion: Conversion, target: Path, *, half: bool) -> None:
+    import openvino
+
+    log.info("converting %s for OpenVINO, once 首次运行，正在转换模型", conversion.name)
+    inputs = [
+        (list(shape), openvino.Type(example.dtype))
+        for shape, example in zip(conversion.shapes, conversion.examples, strict=True)
+    ]
+    model = openvino.convert_model(_traced(conversion), input=inputs)
+    unfinished = target.with_name(f"unfinished-{target.name}")
+    try:
+        openvino.save_model(model, unfinished, compress_to_fp16=half)
+        unfinished.with_suffix(".bin").replace(target.with_suffix(".bin"))
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        unfinished.with_suffix(".bin").unlink(missing_ok=True)
+
+
+def converted_path(conversion: Conversion, *, half: bool) -> Path:
+    """Where the converted network is, converting it first when it isn't there yet.
+
+    Raises:
+        RuntimeError, OSError: it can't be converted or kept.
+    """
+    import openvino
+    from filelock import FileLock
+
+    made_from = f"{sampled_digest(conversion.sources)} {openvino.__version__} {half} {GENERATION}"
+    key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    folder = conversion.sources[-1].parent / FOLDER
+    target = folder / f"{conversion.name}-{key}.xml"
+    if not target.exists():
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / f"{target.stem}.lock", timeout=LOCK_TIMEOUT):
+            if not target.exists():
+                _convert(conversion, target, half=half)
+    return target
+
+
+def _with_constants(path: Path, constants: Mapping[int, np.ndarray]) -> Any:
+    """The converted network with some of its inputs, by position, settled."""
+    import openvino
+    from openvino import opset13
+
+    model = openvino.Core().read_model(path)
+    for position, parameter in enumerate(model.get_parameters()):
+        if position in constants:
+            parameter.output(0).replace(opset13.constant(constants[position]).output(0))
+            model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+class CompiledNetwork:
+    """A network that runs in OpenVINO; one thread at a time.
+
+    Args:
+        conversion: the network.
+        dtype: "float32" or "bfloat16", the precision it computes in.
+        constants: inputs, by position, that are the same at every call and no longer given.
+
+    Raises:
+        EngineError: the network can't be converted, kept or compiled.
+    """
+
+    def __init__(
+        self, conversion: Conversion, dtype: str, constants: Mapping[int, np.ndarray] | None = None
+    ) -> None:
+        import openvino
+
+        settings = {
+            "INFERENCE_NUM_THREADS": usable_cores(),
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            path = converted_path(conversion, half=dtype != "float32")
+            model = _with_constants(path, constants or {})
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        except (RuntimeError, OSError, TimeoutError) as e:
+            raise EngineError(
+                f"{conversion.name} can't be prepared for OpenVINO: {e}", "use --runtime torch"
+            ) from e
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """The network's output, float32."""
+        return self._compiled(inputs)[0]
+
+
+def unet_conversion(
+    module: Callable[[], Any], sources: Sequence[Path], prompt_shape: tuple[int, int]
+) -> Conversion:
+    """The UNet at timestep 0: latents (B, 8, 32, 32) and prompts (B, n, width) → (B, 4, 32, 32)."""
+
+    def wrapped() -> Any:
+        from torch import nn
+
+        class OneStep(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.unet = module()
+
+            def forward(self, latents: Any, prompts: Any) -> Any:
+                return self.unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
+
+        return OneStep().eval()
+
+    side = TRACED_SIDE
+    examples = [np.zeros((1, 8, side, side), np.float32), np.zeros((1, *prompt_shape), np.float32)]
+    return Conversion("unet", sources, wrapped, examples, [(-1, 8, side, side), (-1, -1, prompt_shape[1])])
+
+
+def decoder_conversion(vae: Callable[[], Any], sources: Sequence[Path]) -> Conversion:
+    """The VAE decoder: (B, 4, 32, 32) unscaled latents → (B, 3, 256, 256) around -1…1."""
+
+    def wrapped() -> Any:
+        from torch import nn
+
+        loaded = vae()
+        return nn.Sequential(loaded.post_quant_conv or nn.Identity(), loaded.decoder).eval()
+
+    side = TRACED_SIDE
+    return Conversion(
+        "decoder", sources, wrapped, [np.zeros((1, 4, side, side), np.float32)], [(-1, 4, side, side)]
+    )
+
+
+def region_conversion(
+    vae: Callable[[], Any], sources: Sequence[Path], cuts: int, channels: int
+) -> Conversion:
+    """`region.decode_cuts`: latents (B, 4, 32, 32), cuts (n, 4) and norms (2, c) → (B, 3, h, w)."""
+
+    def wrapped() -> Any:
+        from torch import nn
+
+        from musetalk.engines.musetalk.region import decode_cuts, fixed_norms
+
+        class Region(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.vae = vae()
+
+            def forward(self, latents: Any, edges: Any, affine: Any) -> Any:
+                return decode_cuts(self.vae, latents, edges.unbind(0), fixed_norms(self.vae, affine))
+
+        return Region().eval()
+
+    side = TRACED_SIDE
+    examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
+    examples.append(np.zeros((2, channels), np.float32))
+    return Conversion("region", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4), (2, channels)])

@@ -1,0 +1,195 @@
+"""One face followed through a template's pictures: which it is, where, and the boxes that are generated.
+
+The decision a reader would question: all frames are held at once. The cache that is made of them holds
+them at once too, and boxes can be smoothed without lag only when the whole clip has been seen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from musetalk.config import MAX_TEMPLATE_BYTES, EngineConfig, EngineName, PreprocessingConfig
+from musetalk.engines.base import FaceFrame
+from musetalk.errors import InputError, NoFaceError
+from musetalk.faces.base import Face, FaceDetector
+from musetalk.geometry import (
+    NO_FACE,
+    Box,
+    add_chin_margin,
+    clamp_box,
+    crop_box,
+    overlap,
+    reference_bbox,
+    shots,
+    smooth_boxes,
+    smooth_over_time,
+)
+from musetalk.preprocessing.source import frame_total, is_video, progress, read_frames
+from musetalk.templates.template import Template
+
+log = logging.getLogger(__name__)
+
+_LANDMARK_SIGMA = 1.5  # frames; takes off the detector's noise, leaves blinks and words
+
+
+def track(detector: FaceDetector, frames: Iterable[np.ndarray]) -> Iterator[Face | None]:
+    """The one face of each frame that the template follows, None where it isn't seen.
+
+    The largest face is chosen first; from then on the face that overlaps it most, as long as one
+    does, so that a passer-by who comes nearer to the camera doesn't take over.
+    """
+    previous: Face | None = None
+    for frame in frames:
+        faces = detector.detect(frame)
+        face = _follow(faces, previous)
+        previous = face or previous
+        yield face
+
+
+def _follow(faces: Sequence[Face], previous: Face | None) -> Face | None:
+    if previous is not None:
+        shared = [overlap(face.detection, previous.detection) for face in faces]
+        if shared and max(shared) > 0:
+            return faces[shared.index(max(shared))]
+    return faces[0] if faces else None
+
+
+def smooth_track(faces: Sequence[Face | None]) -> list[Face | None]:
+    """The faces of consecutive video frames with the detector's noise filtered off, without lag.
+
+    Frames without a face stay, and neither they nor cuts let one shot bleed into the next.
+    """
+    result = list(faces)
+    for shot in shots([face.detection if face else NO_FACE for face in faces]):
+        run = [face for face in faces[shot] if face is not None]
+        landmarks = smooth_over_time(np.stack([face.landmarks68 for face in run]), _LANDMARK_SIGMA)
+        meshes = _smooth([face.mesh for face in run])
+        depths = _smooth([face.mesh_z for face in run])
+        for i, face in enumerate(run):
+            result[shot.start + i] = replace(face, landmarks68=landmarks[i], mesh=meshes[i], mesh_z=depths[i])
+    return result
+
+
+def _smooth(values: Sequence[np.ndarray | None]) -> Sequence[np.ndarray | None]:
+    known = [value for value in values if value is not None]
+    return list(smooth_over_time(np.stack(known), _LANDMARK_SIGMA)) if len(known) == len(values) else values
+
+
+def face_boxes(
+    faces: Sequence[Face | None],
+    frame_size: tuple[int, int],
+    config: PreprocessingConfig,
+    extra_margin: int,
+) -> list[Box]:
+    """The box of each frame that the engine generates: the reference's, inside the frame.
+
+    Args:
+        faces: one per frame, None without a face.
+        frame_size: height and width of the frames.
+        config: gives `bbox_shift`.
+        extra_margin: pixels added below the chin; 0 for MuseTalk 1.0.
+
+    Several frames are taken for a video and their boxes smoothed over time.
+    """
+    height, width = frame_size
+    boxes = [
+        reference_bbox(face.landmarks68, face.detection, config.bbox_shift) if face else NO_FACE
+        for face in faces
+    ]
+    steady = smooth_boxes(boxes) if len(boxes) > 1 else boxes
+    inside = [clamp_box(box, height, width) for box in steady]
+    return [add_chin_margin(box, extra_margin, height) for box in inside]
+
+
+@dataclass(frozen=True)
+class TemplateSource:
+    """The frames of a template with the face that it follows.
+
+    Attributes:
+        frames: (H, W, 3) uint8 BGR, all of one size.
+        faces: the followed face per frame, smoothed over time; None where it isn't seen.
+        bboxes: the boxes that the engine generates; `NO_FACE` without a face.
+    """
+
+    frames: list[np.ndarray]
+    faces: Sequence[Face | None]
+    bboxes: list[Box]
+
+    @property
+    def faced(self) -> list[int]:
+        """Indices of the frames with a usable face."""
+        return [i for i, bbox in enumerate(self.bboxes) if bbox != NO_FACE]
+
+    def face(self, index: int) -> Face:
+        """The face of a frame that has one."""
+        face = self.faces[index]
+        assert face is not None, "a box comes from a face"
+        return face
+
+    def face_frame(self, index: int) -> FaceFrame:
+        """What an engine encodes of a frame with a face."""
+        face = self.face(index)
+        landmarks = face.landmarks68 if face.mesh is None else face.mesh
+        return FaceFrame(self.frames[index], self.bboxes[index], landmarks, face.mesh_z)
+
+    def template(self, latents: dict[int, Any], masks: Sequence[np.ndarray]) -> Template:
+        """The finished template over its ping-pong cycle."""
+        crops = [NO_FACE if bbox == NO_FACE else crop_box(bbox) for bbox in self.bboxes]
+        every = [latents.get(i) for i in range(len(self.frames))]
+        return Template.from_frames(self.frames, self.bboxes, every, masks, crops)
+
+
+def _held(source: Path, frames: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames of `source`, each also kept in `frames`."""
+    for frame in read_frames(source):
+        if frames and frame.shape != frames[0].shape:
+            raise InputError(f"the images in {source} differ in size", "make them all the same size")
+        frames.append(frame)
+        if len(frames) * frame.nbytes > MAX_TEMPLATE_BYTES:
+            raise InputError(
+                f"{source} is too long for a template: over {len(frames) - 1} frames of its size 模板过长",
+                "cut it to less than a minute, or make its frames smaller 请缩短视频或降低分辨率",
+            )
+        yield frame
+
+
+def find_faces(
+    source: Path, settings: PreprocessingConfig, engine: EngineName, config: EngineConfig, device: str
+) -> TemplateSource:
+    """Reads a template's source and follows its largest face.
+
+    Raises:
+        InputError: the source can't be read, is too long, or its frames differ in size.
+        NoFaceError: no frame shows a usable face.
+    """
+    from musetalk.faces.choice import create_detector
+    from musetalk.preprocessing.idle_motion import idle_frames
+
+    moving = is_video(source)
+    detector = create_detector(settings.face_detector, engine, device, moving)
+    frames: list[np.ndarray] = []
+    total = frame_total(source)
+    found = list(track(detector, progress(_held(source, frames), total, "detect 检测")))
+    faces = smooth_track(found) if moving else found
+    if settings.idle_motion:
+        if moving:
+            log.warning(
+                "idle motion is for single images, %s moves by itself 视频模板忽略 --idle_motion", source
+            )
+        elif faces[0] is not None:
+            frames, faces = map(list, zip(*idle_frames(frames[0], faces[0]), strict=True))
+    margin = 0 if (engine, config.models.version) == ("musetalk", "v1") else settings.extra_margin
+    bboxes = face_boxes(faces, frames[0].shape[:2], settings, margin)
+    result = TemplateSource(frames, faces, bboxes)
+    if not result.faced:
+        raise NoFaceError(
+            f"ValueError: 未检测到有效面部 (no usable face in {source})",
+            "检查模板图片质量，调整bbox_shift参数 (use a clear, frontal face, at least 64 pixels wide)",
+        )
+    return result

@@ -1,0 +1,208 @@
+"""From a portrait, clip or folder of images to a cached template.
+
+The decision a reader would question: the template's lock is held from the look at the cache until the
+new one is published, so that ten requests for one new template preprocess it once and nine wait.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from musetalk.config import Defaults, EngineConfig, EngineName, ParsingMode, PreprocessingConfig
+from musetalk.device import Device, resolve_device
+from musetalk.engines.choice import choose_engine, create_engine, engine_fingerprint
+from musetalk.pipeline import Pipeline, StageClock
+from musetalk.templates.store import CacheInfo, TemplateMetadata, TemplateStore, check_template_id
+
+if TYPE_CHECKING:
+    from musetalk.engines.base import Engine
+    from musetalk.templates.template import Template
+
+log = logging.getLogger(__name__)
+
+CACHE_VERSION = "2.0"
+
+
+@dataclass(frozen=True)
+class PreprocessingResult:
+    """A template's metadata and how it came about."""
+
+    metadata: TemplateMetadata
+    cached: bool
+    processing_time: float  # seconds
+    engine: str
+    device: Device
+
+
+class EnhancedMuseTalkPreprocessor:
+    """Makes, loads, lists and removes template caches.
+
+    Args:
+        cache_dir: the folder of template caches.
+        device: "auto", "cpu", "cuda:0"; a missing GPU falls back to the CPU. None: as in `config`.
+        config: engine and model settings.
+        settings: how templates are made; `preprocess_template` may override the two common fields.
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | Path = Defaults.cache_dir,
+        device: str | None = None,
+        *,
+        config: EngineConfig | None = None,
+        settings: PreprocessingConfig | None = None,
+    ) -> None:
+        self.store = TemplateStore(cache_dir)
+        self.config = config or EngineConfig()
+        self.settings = settings or PreprocessingConfig()
+        self.device = resolve_device(device or self.config.device, strict=self.config.strict_device)
+
+    def preprocess_template(
+        self,
+        template_id: str,
+        template_image_path: str | Path,
+        bbox_shift: int = PreprocessingConfig.bbox_shift,
+        parsing_mode: ParsingMode = PreprocessingConfig.parsing_mode,
+        force_refresh: bool = False,
+    ) -> TemplateMetadata:
+        """The metadata of a template made from an image, video or folder of images.
+
+        A cache of the same source, settings and engine is used as it is.
+
+        Raises:
+            InputError: the source or a value can't be used.
+            NoFaceError: no frame shows a usable face.
+            WeightsError, EngineError: the engine can't run.
+            OutputError: the cache can't be written.
+        """
+        settings = dataclasses.replace(self.settings, bbox_shift=bbox_shift, parsing_mode=parsing_mode)
+        return self.preprocess(template_id, Path(template_image_path), settings, force_refresh).metadata
+
+    def preprocess(
+        self, template_id: str, source: Path, settings: PreprocessingConfig, force_refresh: bool = False
+    ) -> PreprocessingResult:
+        """As `preprocess_template`, with all settings and with how the template came about."""
+        from musetalk.preprocessing.source import source_sha256
+
+        start = time.perf_counter()
+        check_template_id(template_id)
+        engine_name = choose_engine(self.config)
+        wanted: dict[str, Any] = {
+            "source_sha256": source_sha256(source),
+            "parameters": dataclasses.asdict(settings),
+            "engine": engine_name,
+            "engine_fingerprint": engine_fingerprint(engine_name, self.config),
+        }
+        with self.store.lock(template_id):
+            metadata = None if force_refresh else self._cached(template_id, wanted)
+            if metadata is None:
+                metadata, cached = self._make(template_id, source, settings, engine_name, wanted), False
+            else:
+                cached = True
+        elapsed = time.perf_counter() - start
+        device = Device("cpu", self.device.requested) if engine_name == "lite" else self.device
+        return PreprocessingResult(metadata, cached, elapsed, engine_name, device)
+
+    def _cached(self, template_id: str, wanted: dict[str, Any]) -> TemplateMetadata | None:
+        check = self.store.check_held(template_id)
+        if not check.valid or check.metadata is None:
+            log.info("no usable cache: %s", check.message)
+            return None
+        changed = [key for key, value in wanted.items() if check.metadata.get(key) != value]
+        if changed:
+            log.info("cache is out of date: %s changed", ", ".join(changed))
+        return None if changed else check.metadata
+
+    def _make(
+        self,
+        template_id: str,
+        source: Path,
+        settings: PreprocessingConfig,
+        engine_name: EngineName,
+        wanted: dict[str, Any],
+    ) -> TemplateMetadata:
+        """Makes and publishes the template; the caller holds its lock."""
+        from musetalk.preprocessing.blend_mask import blend_masks
+        from musetalk.preprocessing.following import find_faces
+        from musetalk.preprocessing.preview import draw_preview
+        from musetalk.preprocessing.source import progress
+
+        start = time.perf_counter()
+        clock = StageClock()
+        with Pipeline() as pipeline:
+            with clock.stage("engine"):
+                engine = pipeline.call(
+                    lambda: create_engine(engine_name, self.config, self.device.name), "engine"
+                )
+            log.info("engine %s on %s, %s", engine.name, engine.device, engine.dtype)
+            with clock.stage("faces"):
+                sources = find_faces(source, settings, engine_name, self.config, self.device.name)
+            with clock.stage("encode"):
+                faced = sources.faced
+                faces = (sources.face_frame(i) for i in faced)
+                encoded = pipeline.overlap(engine.encode(faces), "encode", 2)
+                latents = dict(zip(faced, progress(encoded, len(faced), "encode 编码"), strict=True))
+            with clock.stage("masks"):
+                masks = blend_masks(sources, settings, engine_name, self.config, self.device.name)
+            template = sources.template(latents, masks)
+            found = _judged(engine, template, pipeline, clock)
+        log.info(
+            "box %s, %d frames, %d without a face: %s",
+            template.original_bbox,
+            len(sources.frames),
+            len(sources.frames) - len(faced),
+            clock.summary(),
+        )
+        metadata = {
+            **wanted,
+            **found,
+            "template_id": template_id,
+            "template_image_path": str(source),
+            "bbox_shift": settings.bbox_shift,
+            "parsing_mode": settings.parsing_mode,
+            "bbox": list(template.original_bbox),
+            "processing_time": round(time.perf_counter() - start, 3),
+            "processed_at": template.processed_at,
+            "frame_count": len(template),
+            "input_latent_shape": list(latents[faced[0]].shape),
+            "version": CACHE_VERSION,
+            "frame_size": list(template.frame_size),
+            "unique_frames": len(sources.frames),
+            "faceless_frames": len(sources.frames) - len(faced),
+            "stages": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+        }
+        preview = draw_preview(sources, masks)
+        return self.store.publish(template_id, template, cast(TemplateMetadata, metadata), preview)
+
+    def load_preprocessed_template(self, template_id: str) -> tuple[dict[str, Any], TemplateMetadata]:
+        """The cache's documented dict and its metadata, checked; see `TemplateStore.load`."""
+        template, metadata = self.store.load(template_id)
+        return template.to_dict(), metadata
+
+    def list_cached_templates(self) -> list[str]:
+        """Ids of all templates in the cache folder."""
+        return self.store.template_ids()
+
+    def clean_cache(self, template_id: str | None = None) -> int:
+        """Removes one template, or all; returns how many were removed."""
+        ids = [template_id] if template_id is not None else self.store.template_ids()
+        return sum(self.store.clean(name) > 0 for name in ids)
+
+    def get_cache_info(self) -> CacheInfo:
+        """The cache folder, its templates and their total size in MB."""
+        return self.store.info()
+
+
+def _judged(engine: Engine, template: Template, pipeline: Pipeline, clock: StageClock) -> dict[str, Any]:
+    """What an engine that judges templates has to say of this one."""
+    from musetalk.engines.base import TemplateJudge
+
+    if not isinstance(engine, TemplateJudge):
+        return {}
+    with clock.stage("judge"):
+        return pipeline.call(lambda: engine.judge(template), "judge")

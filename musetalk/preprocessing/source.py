@@ -1,0 +1,100 @@
+"""A template's files: one image or clip, or a folder of images; their frames and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from musetalk.config import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+)
+from musetalk.errors import InputError
+from musetalk.files import file_sha256
+
+Item = TypeVar("Item")
+
+log = logging.getLogger(__name__)
+
+
+def progress(items: Iterable[Item], total: int | None, label: str) -> Iterator[Item]:
+    """`items` under a bar on stderr when that is a terminal."""
+    from tqdm import tqdm
+
+    yield from tqdm(items, total=total, desc=label, unit="frame", disable=None, file=sys.stderr)
+
+
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """Sort key by which frame 2 comes before frame 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def is_video(source: Path) -> bool:
+    """Whether a template source holds several frames: a video file or a folder."""
+    return source.is_dir() or source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def source_files(source: Path) -> list[Path]:
+    """The files that a template is made from: one image or video, or a folder's images in natural order.
+
+    Raises:
+        InputError: missing, empty, unreadable, or a folder without images.
+    """
+    from musetalk.media.ffmpeg import check_input_file
+
+    try:
+        if not source.is_dir():
+            return [check_input_file(source, "template")]
+        files = [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    except InputError:
+        raise
+    except (OSError, ValueError) as e:
+        raise InputError(f"template {source} can't be read: {e}", "check the path and its rights") from e
+    images = [path for path in files if not path.name.startswith(".")]
+    if not images:
+        raise InputError(f"no images in folder {source}", f"it should hold {', '.join(IMAGE_SUFFIXES)} files")
+    return sorted(images, key=natural_order)
+
+
+def source_sha256(source: Path) -> str:
+    """Hex sha256 of a template's file, or of the names and contents of a folder's images.
+
+    Raises:
+        InputError: as `source_files`.
+    """
+    files = source_files(source)
+    try:
+        sums = [file_sha256(path) for path in files]
+    except OSError as e:
+        raise InputError(f"template {source} can't be read: {e}", "check the path and its rights") from e
+    if not source.is_dir():
+        return sums[0]
+    entries = "".join(f"{path.name}\0{digest}\n" for path, digest in zip(files, sums, strict=True))
+    return hashlib.sha256(entries.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_frames(source: Path) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 BGR frames of an image, a video or a folder of images in natural name order.
+
+    Raises:
+        InputError: unreadable, no images in the folder, or images of different sizes.
+    """
+    from musetalk.media.image import read_image
+    from musetalk.media.video import read_video
+
+    for path in source_files(source):
+        yield from read_video(path) if is_video(path) else (read_image(path),)
+
+
+def frame_total(source: Path) -> int | None:
+    """Frames of a video as its file states them; None where it doesn't, and for images."""
+    from musetalk.media.video import probe_video
+
+    return probe_video(source).frame_count if source.is_file() and is_video(source) else None

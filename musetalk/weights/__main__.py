@@ -1,0 +1,139 @@
+"""The official weights on the command line: one JSON object on stdout, a table on stderr.
+
+python -m musetalk.weights list | download [--only v15 vae …] [--mirror URL] | verify
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from musetalk import config
+from musetalk.errors import MuseTalkError, OutputError
+from musetalk.weights.download import PAUSE, STAGING_FOLDER
+from musetalk.weights.folder import WeightsFolder
+from musetalk.weights.registry import DEFAULT_GROUPS, REGISTRY, OfficialFile
+
+log = logging.getLogger(__name__)
+
+PARALLEL_DOWNLOADS = 4
+
+
+def _file_answer(weights: WeightsFolder, file: OfficialFile, state: str) -> dict[str, Any]:
+    return {
+        "path": str(weights.path(file)),
+        "group": file.group,
+        "size": file.source.size,
+        "sha256": weights.expected(file).sha256,
+        "repository": file.source.repository or None,
+        "state": state,
+    }
+
+
+def _table(answers: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for answer in answers:
+        size = f"{answer['size'] / 1e6:10,.1f} MB" if answer["size"] else " " * 13
+        yield f"{answer['state']:<11}{size}  {answer['group']:<8} {answer['path']}"
+
+
+def list_command(weights: WeightsFolder, files: Sequence[OfficialFile]) -> tuple[list[dict[str, Any]], bool]:
+    """Which files are there; nothing is read."""
+    states = ("present" if weights.path(file).is_file() else "missing" for file in files)
+    return [_file_answer(weights, file, state) for file, state in zip(files, states, strict=True)], True
+
+
+def verify_command(
+    weights: WeightsFolder, files: Sequence[OfficialFile]
+) -> tuple[list[dict[str, Any]], bool]:
+    """Which files are the official ones; every file is read. Wrong files fail, and so do none at all."""
+    answers = [_file_answer(weights, file, weights.state(file)) for file in files]
+    states = {answer["state"] for answer in answers}
+    return answers, "wrong" not in states and states != {"missing"}
+
+
+def download_command(
+    weights: WeightsFolder, files: Sequence[OfficialFile], mirror: str | None, *, pause: float = PAUSE
+) -> tuple[list[dict[str, Any]], bool]:
+    """Brings the missing files, several at a time.
+
+    Raises:
+        WeightsError: some can't be got; the others are complete.
+        OutputError: the disk has no room.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    weights.check_space(files)
+    with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
+        jobs = [pool.submit(weights.download, file, mirror, pause=pause) for file in files]
+    failures = [error for job in jobs if (error := job.exception()) is not None]
+    if failures:
+        for error in failures[1:]:
+            log.error("%s", error)
+        raise failures[0]
+    staging = weights.folder / STAGING_FOLDER
+    shutil.rmtree(staging, ignore_errors=True)
+    return [_file_answer(weights, file, job.result()) for file, job in zip(files, jobs, strict=True)], True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m musetalk.weights", description="The official weights.")
+    parser.add_argument("command", choices=("list", "download", "verify"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="groups (v15 v1 vae …) or paths of files")
+    parser.add_argument("--mirror", metavar="URL", help="another model hub, https://hf-mirror.com say")
+    parser.add_argument("--models_dir", type=Path, default=config.REPOSITORY / "models")
+    return parser
+
+
+def _answer(options: argparse.Namespace, registry: Sequence[OfficialFile]) -> tuple[dict[str, Any], int]:
+    weights = WeightsFolder(options.models_dir, registry)
+    try:
+        groups = DEFAULT_GROUPS if options.command == "download" else {file.group for file in registry}
+        files = weights.select(options.only or list(groups))
+        if options.command == "list":
+            answers, right = list_command(weights, files)
+        elif options.command == "verify":
+            answers, right = verify_command(weights, files)
+        else:
+            answers, right = download_command(weights, files, options.mirror)
+    except (MuseTalkError, OSError) as cause:
+        e = cause if isinstance(cause, MuseTalkError) else _unusable(options.models_dir, cause)
+        sys.stderr.write(f"❌ {e.message}\n💡 {e.hint}\n")
+        failure = {"success": False, "error_code": e.error_code, "error": e.message}
+        return {**failure, "message": e.message, "hint": e.hint}, e.exit_code
+    sys.stderr.write("\n".join(_table(answers)) + "\n")
+    return {"success": right, "models_dir": str(options.models_dir), "files": answers}, 0 if right else 5
+
+
+def _unusable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{folder} can't be read or written 无法读写: {error.strerror or error}",
+        "free some space, or name another folder with --models_dir 请检查磁盘空间和权限",
+    )
+
+
+def main(arguments: Sequence[str] | None = None, registry: Sequence[OfficialFile] = REGISTRY) -> int:
+    """The command line: one JSON object on stdout, a table or an error on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    answer, code = _answer(_parser().parse_args(arguments), registry)
+    sys.stdout.write(json.dumps(answer, ensure_ascii=False, indent=2) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = 130
+    sys.stdout.flush()
+    os._exit(status)  # the threads of downloads would hold back a Ctrl-C for hours

@@ -1,0 +1,170 @@
+"""The files that the MuseTalk engine reads: where they are looked for, what is missing, which they are.
+
+The decision a reader would question: a fingerprint samples a file instead of reading it. Another training
+differs in every sample, and gigabytes need not be read at every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from musetalk import config
+from musetalk.config import ModelPaths, Version
+from musetalk.errors import WeightsError
+from musetalk.weights.registry import REGISTRY, OfficialFile
+
+DOWNLOAD_COMMAND = "python -m musetalk.weights download"
+UNET_FILES: dict[Version, tuple[str, str]] = {
+    "v1": ("models/musetalk/musetalk.json", "models/musetalk/pytorch_model.bin"),
+    "v15": ("models/musetalkV15/musetalk.json", "models/musetalkV15/unet.pth"),
+}
+VAE_WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WHISPER_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+WHISPER_FOLDER = "models/whisper"
+FINGERPRINT_SAMPLES = 64
+FINGERPRINT_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class MuseTalkFiles:
+    """The files that the MuseTalk engine reads; `missing_files` says which are not there."""
+
+    version: Version
+    unet_config: Path
+    unet_weights: Path
+    vae_config: Path
+    vae_weights: Path
+    whisper_config: Path
+    whisper_weights: Path
+
+    def paths(self) -> tuple[Path, ...]:
+        """All six files."""
+        return (
+            self.unet_config,
+            self.unet_weights,
+            self.vae_config,
+            self.vae_weights,
+            self.whisper_config,
+            self.whisper_weights,
+        )
+
+
+def look_up(path: Path) -> Path:
+    """`path` itself when absolute; else below the working directory, else below the repository's folder."""
+    path = path.expanduser()
+    here = Path.cwd() / path
+    return here if path.is_absolute() or here.exists() else config.REPOSITORY / path
+
+
+def _vae_folder(vae_type: str) -> Path:
+    named = Path(vae_type)
+    candidates = [look_up(named), look_up(Path("models") / named)]
+    if len(named.parts) == 1:
+        candidates.reverse()
+    return next((folder for folder in candidates if folder.is_dir()), candidates[0])
+
+
+def _first_present(folder: Path, names: tuple[str, ...]) -> Path:
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
+def find_files(models: ModelPaths) -> MuseTalkFiles:
+    """Where each file of the MuseTalk engine is, or would be."""
+    unet_config, unet_weights = (Path(name) for name in UNET_FILES[models.version])
+    vae = _vae_folder(models.vae_type)
+    whisper = look_up(models.whisper_dir or Path(WHISPER_FOLDER))
+    return MuseTalkFiles(
+        version=models.version,
+        unet_config=look_up(models.unet_config or unet_config),
+        unet_weights=look_up(models.unet_model_path or unet_weights),
+        vae_config=vae / "config.json",
+        vae_weights=_first_present(vae, VAE_WEIGHT_NAMES),
+        whisper_config=whisper / "config.json",
+        whisper_weights=_first_present(whisper, WHISPER_WEIGHT_NAMES),
+    )
+
+
+def missing_files(models: ModelPaths) -> list[Path]:
+    """The engine's files that are not there."""
+    return [path for path in find_files(models).paths() if not path.is_file()]
+
+
+def missing_named_files(models: ModelPaths) -> list[Path]:
+    """Missing files that the caller named himself, rather than left at their official place."""
+    files = find_files(models)
+    named: list[Path] = []
+    if models.unet_config is not None:
+        named.append(files.unet_config)
+    if models.unet_model_path is not None:
+        named.append(files.unet_weights)
+    if models.vae_type != ModelPaths.vae_type:
+        named += [files.vae_config, files.vae_weights]
+    if models.whisper_dir is not None:
+        named += [files.whisper_config, files.whisper_weights]
+    return [path for path in named if not path.is_file()]
+
+
+def _official(path: Path) -> OfficialFile | None:
+    tail = "/".join(path.parts[-2:])
+    return next((file for file in REGISTRY if file.path == tail), None)
+
+
+def _described(path: Path) -> str:
+    official = _official(path)
+    size = official.source.size if official else None
+    return f"{path} ({size / 1e6:,.1f} MB)" if size else str(path)
+
+
+def missing_weights_error(missing: list[Path]) -> WeightsError:
+    """The error that names each missing file, its size and the command that gets it."""
+    names = ", ".join(_described(path) for path in missing)
+    return WeightsError(
+        f"model weights are missing 缺少模型权重: {names}",
+        f"run {DOWNLOAD_COMMAND}, or correct the path 请下载权重或修正路径",
+    )
+
+
+def require_files(models: ModelPaths) -> MuseTalkFiles:
+    """All files of the MuseTalk engine.
+
+    Raises:
+        WeightsError: some are missing; the message names each.
+    """
+    missing = missing_files(models)
+    if missing:
+        raise missing_weights_error(missing)
+    return find_files(models)
+
+
+def sampled_digest(paths: Iterable[Path]) -> str:
+    """Hex digest of files by their sizes and 64 evenly spaced samples each.
+
+    Another training differs in all of them, and gigabytes need not be read at every request.
+
+    Raises:
+        WeightsError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            size = path.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            with path.open("rb") as stream:
+                for sample in range(FINGERPRINT_SAMPLES):
+                    stream.seek(size * sample // FINGERPRINT_SAMPLES)
+                    digest.update(stream.read(FINGERPRINT_SAMPLE_BYTES))
+        except FileNotFoundError as e:
+            raise missing_weights_error([path]) from e
+    return digest.hexdigest()
+
+
+def latents_fingerprint(files: MuseTalkFiles) -> str:
+    """Identity of the latents that templates hold: the MuseTalk version and the VAE that encodes.
+
+    Raises:
+        WeightsError: the VAE's files are missing.
+    """
+    return f"musetalk-{files.version}-{sampled_digest([files.vae_config, files.vae_weights])[:16]}"

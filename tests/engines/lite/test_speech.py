@@ -1,0 +1,209 @@
+"""The mouth network at run time: frame counts and times at any rate, streaming, level, and stillness."""
+
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk.config import REPOSITORY
+from musetalk.engines.lite import speech
+from musetalk.engines.lite.parameters import OPENING_GAIN, PARAMETER_INDEX
+from musetalk.engines.lite.speech import MouthNetwork, SpeechLevel, frame_values, network_input, windows
+from musetalk.errors import WeightsError
+
+MODELS = REPOSITORY / "models" / "lite"
+
+
+@pytest.fixture(scope="module")
+def network():
+    return MouthNetwork(MODELS)
+
+
+SPEECH = np.load(Path(__file__).parents[2] / "data" / "lite" / "speech_flite_rms.npz")
+"""Labelled speech of a voice that the network was not trained on (CMU Flite, rms)."""
+
+
+def _speech(seconds: float) -> np.ndarray:
+    waveform = SPEECH["waveform"].astype(np.float32) / 32768
+    return np.resize(waveform, int(seconds * 16_000))
+
+
+def _blocks(waveform: np.ndarray, size: int):
+    return (waveform[i : i + size] for i in range(0, len(waveform), size))
+
+
+def _opening(parameters: np.ndarray) -> np.ndarray:
+    total = sum(gain * parameters[:, PARAMETER_INDEX[name]] for name, gain in OPENING_GAIN.items())
+    return total * (1 - parameters[:, PARAMETER_INDEX["lip_press"]])
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 639, 640, 16_000, 130_001])
+@pytest.mark.parametrize(
+    "fps", [Fraction(25), Fraction(30_000, 1001), Fraction(60), Fraction(1), Fraction(240)]
+)
+def test_gives_exactly_floor_of_duration_times_fps_frames(network, n_samples, fps):
+    blocks = list(network.rig_parameters(_blocks(np.zeros(n_samples, np.float32), 4096), fps))
+    assert sum(map(len, blocks)) == n_samples * fps // 16_000
+    assert all(len(block) and block.shape[1] == 10 and block.dtype == np.float32 for block in blocks)
+
+
+def test_block_lengths_of_the_input_change_nothing(network):
+    waveform = _speech(11)
+    whole = np.concatenate(list(network.rig_parameters([waveform], Fraction(30))))
+    pieces = np.concatenate(list(network.rig_parameters(_blocks(waveform, 1237), Fraction(30))))
+    np.testing.assert_array_equal(whole, pieces)
+
+
+def test_the_same_sound_gives_the_same_bytes(network):
+    first, second = (
+        b"".join(block.tobytes() for block in network.rig_parameters([_speech(3)], Fraction(25)))
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_values_stay_in_the_parameters_ranges(network):
+    noise = np.random.default_rng(1).standard_normal(80_000).astype(np.float32)
+    values = np.concatenate(list(network.rig_parameters([noise], Fraction(25))))
+    assert (values >= speech.LOW).all()
+    assert (values <= speech.HIGH).all()
+
+
+def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
+    speech = _speech(3)
+    waveform = np.concatenate([np.zeros(32_000, np.float32), speech, np.zeros(48_000, np.float32)])
+    opening = _opening(np.concatenate(list(network.rig_parameters([waveform], Fraction(25)))))
+    assert opening[50:125].max() > 0.05
+    assert opening[:40].max() < 0.005
+    assert opening[130:].max() < 0.005
+
+
+def test_lips_meet_on_p_b_and_m_and_the_lip_tucks_on_f_and_v(network):
+    waveform = SPEECH["waveform"].astype(np.float32) / 32768
+    values = np.concatenate(list(network.rig_parameters([waveform], Fraction(50))))
+    opening, tuck = _opening(values), values[:, PARAMETER_INDEX["lip_tuck"]]
+    met, tucked = [], []
+    for phone, start, end in zip(SPEECH["phones"], SPEECH["starts"], SPEECH["ends"], strict=True):
+        frames = slice(int((start - 0.06) * 50), int((end + 0.06) * 50) + 1)
+        if phone in ("p", "b", "m"):
+            met.append(opening[frames].min() < 0.08 * np.percentile(opening, 95))
+        if phone in ("f", "v"):
+            tucked.append(tuck[frames].max() > 0.5)
+    assert len(met) == 10
+    assert np.mean(met) >= 0.9
+    assert np.mean(tucked) >= 0.8
+
+
+def test_quiet_and_loud_recordings_talk_alike(network):
+    loud = _speech(4) * 3
+    quiet = loud * np.float32(10 ** (-30 / 20))
+    curves = [
+        _opening(np.concatenate(list(network.rig_parameters([w], Fraction(25))))) for w in (loud, quiet)
+    ]
+    assert np.corrcoef(curves)[0, 1] > 0.98
+    assert curves[1].std() > 0.7 * curves[0].std()
+
+
+def test_every_frame_rate_samples_the_same_curve(network):
+    waveform = _speech(4)
+    slow, fast = (np.concatenate(list(network.rig_parameters([waveform], Fraction(f)))) for f in (25, 50))
+    # frame i at 25 fps lies at 0.02 + 0.04 i s, halfway between the frames 2 i and 2 i + 1 at 50 fps
+    np.testing.assert_allclose(slow, (fast[0::2] + fast[1::2]) / 2, atol=0.25)
+    assert np.abs(slow - (fast[0::2] + fast[1::2]) / 2).mean() < 0.02
+
+
+def test_frames_take_the_curve_at_their_middle():
+    ramp = np.arange(200, dtype=np.float32)[:, None]  # value = step = 20 ms
+    frames = np.concatenate(list(frame_values([ramp], [64_000], Fraction(25))))
+    np.testing.assert_allclose(frames[:, 0], 50 * (np.arange(100) + 0.5) / 25, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fps", [Fraction(24_000, 1001), Fraction(25), Fraction(50), Fraction(7, 2), Fraction(120)]
+)
+def test_frame_values_do_not_depend_on_how_the_curve_is_cut(fps):
+    curve = np.random.default_rng(2).random((500, 10), np.float32)
+    whole = np.concatenate(list(frame_values([curve], [160_000], fps)))
+    cuts = np.concatenate(list(frame_values(np.split(curve, [3, 57, 58, 300]), [160_000], fps)))
+    assert len(whole) == 160_000 * fps // 16_000
+    np.testing.assert_allclose(whole, cuts, atol=1e-6)
+
+
+def test_windows_answer_for_each_step_once_and_overlap():
+    waveform = np.arange(16_000 * 21 + 5, dtype=np.float32)
+    cut = list(windows(_blocks(waveform, 3001)))
+    answered = [w.samples[w.first * 320 : (w.first + w.steps) * 320] for w in cut]
+    np.testing.assert_array_equal(np.concatenate(answered), waveform)
+    assert all(w.first == 50 for w in cut[1:])
+    assert max(len(w.samples) for w in cut) <= 10 * 16_000 + 3001
+
+
+def test_first_frames_leave_before_the_last_sound_was_read(network):
+    read = []
+
+    def waveform():
+        for second in range(30):
+            read.append(second)
+            yield np.zeros(16_000, np.float32)
+
+    frames = network.rig_parameters(waveform(), Fraction(25))
+    assert len(next(iter(frames))) > 100
+    assert max(read) < 12
+
+
+def test_memory_does_not_grow_with_the_length(network):
+    def peak(seconds: int) -> int:
+        tracemalloc.start()
+        for _ in network.rig_parameters((np.zeros(16_000, np.float32) for _ in range(seconds)), Fraction(25)):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(60) < peak(20) + 2_000_000
+
+
+def test_level_is_that_of_the_speech_not_of_the_pauses():
+    level = SpeechLevel()
+    powers = np.concatenate([np.full(50, 1e-2), np.full(450, 1e-8)])
+    assert level.update(powers) == pytest.approx(1e-2)
+
+
+def test_level_follows_a_new_speaker():
+    level = SpeechLevel()
+    level.update(np.full(500, 1e-2))
+    after = [level.update(np.full(500, 1e-4)) for _ in range(40)]
+    assert after[0] > 1e-3
+    assert after[-1] == pytest.approx(1e-4, rel=0.1)
+
+
+def test_networks_see_the_same_spectrum_at_any_recording_level():
+    speech = _speech(3)
+    loud, quiet = (network_input(speech * np.float32(gain), SpeechLevel()) for gain in (4, 0.1))
+    assert loud.mel.shape == (1, 80, 300)
+    assert loud.loudness.shape == (150,)
+    np.testing.assert_allclose(loud.mel, quiet.mel, atol=1e-3)
+
+
+def test_not_a_number_in_the_sound_is_silence(network):
+    waveform = _speech(2)
+    waveform[5000:5100] = np.nan
+    values = np.concatenate(list(network.rig_parameters([waveform], Fraction(25))))
+    assert np.isfinite(values).all()
+    assert values.std() > 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>"], ids=["missing", "empty", "html"])
+def test_missing_or_damaged_weights_are_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / speech.ENCODER_FILE).write_bytes(content)
+    with pytest.raises(WeightsError, match=speech.ENCODER_FILE):
+        MouthNetwork(tmp_path)
+
+
+def test_network_has_fewer_parameters_than_two_million():
+    onnx = pytest.importorskip("onnx", reason="needs the full environment (make install-full)")
+    graph = onnx.load(str(MODELS / speech.NETWORK_FILE)).graph
+    assert sum(int(np.prod(tensor.dims)) for tensor in graph.initializer) <= 2_000_000

@@ -1,0 +1,104 @@
+"""Following one face through a video, smoothing it, and the boxes that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from musetalk.config import PreprocessingConfig
+from musetalk.faces.base import Face, by_size
+from musetalk.geometry import NO_FACE, Box
+from musetalk.preprocessing.following import face_boxes, smooth_track, track
+
+FRAME = np.zeros((200, 300, 3), np.uint8)
+
+
+def _face(x: float, y: float, side: float = 60.0, mesh: bool = True) -> Face:
+    """A face whose 68 points fill a square; the nose's middle lies in its middle."""
+    points = np.random.default_rng(0).random((68, 2)) * 0.8 + 0.1
+    points[0], points[16], points[8], points[29] = (0, 0.5), (1, 0.5), (0.5, 1), (0.5, 0.5)
+    landmarks = (points * side + [x, y]).astype(np.float32)
+    box = (int(x), int(y), int(x + side), int(y + side))
+    grid = np.full((478, 2), [x, y], np.float32)
+    return Face(landmarks, box, grid if mesh else None, grid[:, 0] if mesh else None)
+
+
+class _Scripted:
+    """A detector that answers what it is told."""
+
+    name = "scripted"
+
+    def __init__(self, answers: Sequence[list[Face]]) -> None:
+        self._answers = iter(answers)
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        return by_size(next(self._answers))
+
+
+def _followed(answers: Sequence[list[Face]]) -> list[Box | None]:
+    faces = track(_Scripted(answers), [FRAME] * len(answers))
+    return [face.detection if face else None for face in faces]
+
+
+def test_the_largest_face_is_followed() -> None:
+    small, large = _face(10, 10, 40), _face(100, 20, 80)
+    assert _followed([[small, large]]) == [large.detection]
+
+
+def test_a_larger_passer_by_does_not_take_over() -> None:
+    first, moved, passer = _face(100, 20, 60), _face(104, 22, 60), _face(10, 10, 90)
+    assert _followed([[first], [moved, passer], [], [moved, passer]]) == [
+        first.detection,
+        moved.detection,
+        None,
+        moved.detection,
+    ]
+
+
+def test_another_face_is_followed_once_the_first_has_gone() -> None:
+    first, other = _face(100, 20, 60), _face(10, 10, 60)
+    assert _followed([[first], [other]]) == [first.detection, other.detection]
+
+
+def test_smoothing_takes_noise_off_and_keeps_gaps() -> None:
+    rng = np.random.default_rng(0)
+    faces = [_face(100 + dx, 50 + dy) for dx, dy in rng.normal(0, 1, (60, 2))]
+    smooth = smooth_track([*faces[:30], None, *faces[30:]])
+    assert [i for i, face in enumerate(smooth) if face is None] == [30]
+    before = np.stack([face.mesh[0] for face in faces if face.mesh is not None])
+    after = np.stack([face.mesh[0] for face in smooth if face is not None and face.mesh is not None])
+    assert np.diff(after, 2, axis=0).std() < 0.3 * np.diff(before, 2, axis=0).std()
+    assert all(face.mesh_z is not None and face.mesh_z.shape == (478,) for face in smooth if face)
+
+
+def test_shots_do_not_bleed_into_each_other() -> None:
+    left, right = [_face(20, 50)] * 10, [_face(200, 50)] * 10
+    smooth = smooth_track([*left, None, *right, *left])
+    for before, after in zip([*left, None, *right, *left], smooth, strict=True):
+        if before is None or after is None:
+            assert before is after
+        else:
+            np.testing.assert_allclose(after.landmarks68, before.landmarks68, atol=1e-3)
+
+
+def test_faces_without_a_mesh_are_smoothed_too() -> None:
+    smooth = smooth_track([_face(100, 50, mesh=False)] * 5)
+    assert all(face is not None and face.mesh is None and face.mesh_z is None for face in smooth)
+
+
+def test_boxes_lie_in_the_frame_and_follow_the_settings() -> None:
+    face = _face(20, 100)
+    settings = PreprocessingConfig(bbox_shift=0)
+    assert face_boxes([face], (200, 300), settings, 0) == [(20, 100, 80, 160)]
+    assert face_boxes([face], (200, 300), settings, 10) == [(20, 100, 80, 170)]
+    assert face_boxes([face], (165, 300), settings, 10) == [(20, 100, 80, 165)]
+    assert face_boxes([face], (200, 70), settings, 0) == [(20, 100, 70, 160)]
+    shifted = face_boxes([face], (200, 300), PreprocessingConfig(bbox_shift=5), 0)
+    assert shifted == [(20, 110, 80, 160)]
+
+
+def test_faceless_frames_keep_their_place() -> None:
+    faces = [None, _face(20, 100), None, _face(20, 100)]
+    boxes = face_boxes(faces, (200, 300), PreprocessingConfig(), 0)
+    assert boxes == [NO_FACE, (20, 100, 80, 160), NO_FACE, (20, 100, 80, 160)]

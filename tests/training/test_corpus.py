@@ -1,0 +1,208 @@
+"""The training corpus: texts by seed, recording conditions that keep time, samples that keep their labels."""
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk.errors import InputError
+from musetalk.training import corpus, texts
+from musetalk.training.phones import Phone
+from musetalk.training.voices import (
+    ESPEAK_MANDARIN,
+    EspeakVoice,
+    FliteVoice,
+    Utterance,
+    espeak,
+    labelled_letters,
+    pinyin_ipa,
+)
+
+SPEECH = np.load(Path(__file__).parents[1] / "data" / "lite" / "speech_flite_rms.npz")
+
+
+def _speech() -> np.ndarray:
+    return SPEECH["waveform"].astype(np.float32) / 32768
+
+
+def _no_encoder(mel: np.ndarray) -> np.ndarray:
+    """States that tell their own time: step number plus noise."""
+    steps = mel.shape[2] // 2
+    noise = np.random.default_rng(0).standard_normal((5, steps, 384))
+    return (noise + np.arange(steps)[None, :, None]).astype(np.float32)
+
+
+def test_sentences_repeat_by_seed_and_differ_between_seeds():
+    for sentence in (texts.english_sentence, texts.mandarin_sentence):
+        first, again, other = ([sentence(np.random.default_rng(s)) for _ in range(3)] for s in (1, 1, 2))
+        assert first == again
+        assert first != other
+
+
+def test_english_sentences_hold_all_letters_and_few_repeats():
+    rng = np.random.default_rng(3)
+    sentences = [texts.english_sentence(rng) for _ in range(200)]
+    assert set("abcdefghijklmnopqrstuvwxyz") <= set("".join(sentences).lower())
+    assert len(set(sentences)) == 200
+
+
+def test_mandarin_sentences_are_pinyin_with_tones():
+    rng = np.random.default_rng(3)
+    syllables = (
+        " ".join(texts.mandarin_sentence(rng) for _ in range(300)).replace(",", "").replace(".", "").split()
+    )
+    assert all(s[-1] in "12345" and s[:-1].isalpha() for s in syllables)
+    assert len({s[:-1] for s in syllables}) > 300
+
+
+def test_resampling_moves_the_labels_with_the_sound():
+    said = Utterance(_speech(), (Phone("aa", 0.5, 1.0),), "v", "en")
+    faster = corpus.resampled(said, 1.1)
+    assert len(faster.waveform) == pytest.approx(len(said.waveform) / 1.1, abs=2)
+    assert faster.phones[0].end == pytest.approx(1.0 / 1.1)
+
+
+@pytest.mark.parametrize("condition", ["_room", "_band", "_noise", "_codec"])
+@pytest.mark.parametrize("seed", range(3))
+def test_recording_conditions_do_not_move_the_sound_in_time(condition, seed):
+    speech = _speech()[:48_000]
+    changed = getattr(corpus, condition)(speech, np.random.default_rng(seed))
+    assert changed.shape == speech.shape
+    assert not np.array_equal(changed, speech)
+    size = 2 * len(speech)
+    product = np.fft.rfft(changed, size) * np.conj(np.fft.rfft(speech, size))
+    lag = int(np.argmax(np.fft.irfft(product, size)))
+    assert min(lag, size - lag) <= 16  # samples: 1 ms
+
+
+def test_degraded_speech_repeats_by_seed_and_stays_in_range():
+    first, again = (corpus.degraded(_speech(), np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first).max() <= 1
+
+
+def test_samples_cover_an_utterance_in_order():
+    phones = tuple(
+        Phone(str(name), float(start), float(end))
+        for name, start, end in zip(SPEECH["phones"], SPEECH["starts"], SPEECH["ends"], strict=True)
+    )
+    said = Utterance(_speech(), phones, "flite:rms", "en")
+    samples = list(corpus.synthetic_samples(said, _no_encoder, np.random.default_rng(1)))
+    assert sum(len(s.truth) for s in samples) > 0.6 * len(said.waveform) / 320
+    for sample in samples:
+        steps = len(sample.truth)
+        assert sample.states.shape == (steps, 5, 384)
+        assert sample.loudness.shape == sample.weight.shape == (steps,)
+        assert abs(float(sample.states[0, 0].astype(np.float32).std()) - 1) < 0.01
+
+
+def _write_tracks(folder: Path, track: np.ndarray) -> None:
+    import soundfile
+
+    np.savez(
+        folder / "tracks.npz",
+        names=np.array(["a", "b"]),
+        speaker=np.array(["s1", "s1"]),
+        slot=np.array([0, 1]),
+        tracks=np.stack([track, track]).astype(np.float16),
+    )
+    second = np.concatenate([np.zeros(24_000, np.float32), _speech()[:24_000]])
+    soundfile.write(folder / "s1.flac", np.concatenate([_speech()[:48_000], second]), 16_000)
+
+
+def test_real_tracks_are_scaled_to_a_natural_opening_and_width_over_rest(tmp_path):
+    pytest.importorskip("soundfile", reason="needs the full environment (make install-full)")
+    track = np.full((75, 10), 0.5)
+    track[:, 0] = np.linspace(0, 0.4, 75)
+    track[38:, 3] += np.resize([0.1, -0.1], 37)
+    track[3] = np.nan
+    _write_tracks(tmp_path, track)
+    (speaker,) = corpus.read_tracks(tmp_path)
+    samples = list(corpus.real_samples(speaker, _no_encoder, np.random.default_rng(0)))
+    assert len(samples) == 4
+    known = samples[0].weight > 0
+    assert np.flatnonzero(known)[:3].tolist() == [1, 3, 5]  # frame middles: 20 ms, 60 ms, …
+    assert not known[7]
+    assert np.percentile(samples[0].truth[known, 0], 95) == pytest.approx(corpus.NATURAL_OPENING, rel=0.05)
+    width = samples[0].truth[known, 1]
+    np.testing.assert_allclose(width[:37], 0, atol=1e-3)  # at rest
+    assert width.std() == pytest.approx(corpus.NATURAL_WIDTH, rel=0.02)
+
+
+@pytest.mark.parametrize("content", [None, b"not an archive"])
+def test_a_folder_that_holds_no_tracks_is_refused(tmp_path, content):
+    pytest.importorskip("soundfile", reason="needs the full environment (make install-full)")
+    if content:
+        (tmp_path / "tracks.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"tracks\.npz"):
+        corpus.read_tracks(tmp_path)
+
+
+def test_videos_of_speakers_are_measured(tmp_path, monkeypatch):
+    from musetalk.media import audio
+    from musetalk.training import evaluate
+
+    (tmp_path / "s9").mkdir()
+    (tmp_path / "s9" / "a.mpg").write_bytes(b"")
+    tracks = np.tile(np.arange(150, dtype=np.float32)[:, None], (1, 10))
+    measured = evaluate.MouthTracks(50.0, tracks, np.zeros((150, 478, 2)), np.ones(150))
+    monkeypatch.setattr(evaluate, "measure_video", lambda path: measured)
+    monkeypatch.setattr(audio, "read_waveform", lambda path: iter([np.ones(30_000, np.float32)] * 2))
+    (speaker,) = corpus.measure_speakers(tmp_path)
+    assert speaker.name == "s9"
+    assert speaker.waveforms[0].shape == (48_000,)
+    np.testing.assert_allclose(speaker.tracks[0][:, 0], 2 * np.arange(75) + 0.5)  # 25 fps middles at 50 fps
+
+
+def test_a_folder_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="neither"):
+        corpus.measure_speakers(tmp_path)
+
+
+def test_pinyin_becomes_the_letters_that_kokoro_reads():
+    assert [pinyin_ipa(s) for s in ("ni3", "hao3", "qu4", "shi4", "si1", "yuan2", "wu3", "bo1")] == [
+        "ni↓",
+        "xau↓",
+        "ʨʰy↘",
+        "ʂɨ↘",
+        "sɨ→",
+        "yɛn↗",
+        "u↓",
+        "po→",
+    ]
+
+
+def test_letters_with_times_become_phones():
+    phones = labelled_letters(
+        ["ˈ", "p", "ʰ", "a", " ", "ʂ", "ɨ", "."], [0.1, 0.2, 0.25, 0.4, 0.5, 0.6, 0.7, 1.1], 0.0
+    )
+    assert [phone.name for phone in phones] == ["p", "aa", "sr", "ir", "pau"]
+    assert phones[0].start == 0.0  # the stress mark's time is the onset's
+    assert phones[0].end == 0.25  # aspiration belongs to the stop
+    assert phones[2].start == 0.4  # so does the space's
+
+
+@pytest.mark.skipif(not shutil.which("flite"), reason="needs flite")
+def test_flite_labels_cover_the_speech():
+    pytest.importorskip("soundfile", reason="needs the full environment (make install-full)")
+    said = FliteVoice("slt").speak("Bob put five thin lemons.", 1.0, 1.0)
+    names = [phone.name for phone in said.phones]
+    assert " ".join(name for name in names if name != "pau") == "b aa b p uh t f ay v th ih n l eh m ax n z"
+    assert said.phones[-1].end == pytest.approx(len(said.waveform) / 16_000, abs=0.05)
+
+
+@pytest.mark.skipif(espeak() is None, reason="needs libespeak-ng")
+def test_every_mandarin_syllable_of_espeak_has_known_phones():
+    library = espeak()
+    _, events = library.speak("cmn-latn-pinyin", " ".join(s + "4" for s in texts.SYLLABLES), 2.0, 1.0)
+    unknown = {name for name, _ in events if not name.startswith(("_", "(")) and name not in ESPEAK_MANDARIN}
+    assert not unknown
+
+
+@pytest.mark.skipif(espeak() is None, reason="needs libespeak-ng")
+def test_espeak_phones_follow_each_other_without_gap():
+    said = EspeakVoice(espeak(), "en-us", "en").speak("Take a happy puppy to the park.", 1.0, 1.0)
+    assert all(a.end == pytest.approx(b.start) for a, b in pairwise(said.phones))
+    assert [phone.name for phone in said.phones].count("p") == 4
