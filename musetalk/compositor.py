@@ -92,7 +92,7 @@ class _Patch:
 class FrameCompositor:
     """Composes output frames from a template's frames and generated faces.
 
-    One object serves one thread. `index` is a position of the template's cycle.
+    Several threads may compose at once. `index` is a position of the template's cycle.
     """
 
     def __init__(self, template: Template) -> None:
@@ -130,8 +130,14 @@ class FrameCompositor:
             self._write_patch(out, self._template.frames[unique], patch, patch.blend(face))
         return out
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the converted template frames that are kept."""
+        return sum(planes.nbytes for planes in list(self._planes.values()))
+
     def _patch(self, unique: int) -> _Patch | None:
-        if self._patch_of[0] != unique:
+        kept = self._patch_of  # one look, since another thread may replace it at any time
+        if kept[0] != unique:
             template = self._template
             patch = _Patch.of(
                 template.frames[unique],
@@ -139,8 +145,8 @@ class FrameCompositor:
                 template.masks[unique],
                 template.crop_boxes[unique],
             )
-            self._patch_of = (unique, patch)
-        return self._patch_of[1]
+            kept = self._patch_of = (unique, patch)
+        return kept[1]
 
     def _background(self, unique: int) -> np.ndarray:
         planes = self._planes.get(unique)

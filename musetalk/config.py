@@ -149,3 +149,4 @@ class Defaults:
     fps: float = 25.0
     output_path: str = "./output/{template_id}.mp4"
     benchmark_runs: int = 3
+    memory_limit: int = 2 << 30  # bytes of templates that stay open between requests

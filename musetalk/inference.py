@@ -1,8 +1,7 @@
-"""What stays between requests: engines and open templates, and the requests made of them."""
+"""Speech onto cached templates: engines and open templates stay between requests and are shared."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import tempfile
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from musetalk.config import Defaults, EncodingConfig, EngineConfig, parse_fps
 from musetalk.device import Device, resolve_device
-from musetalk.engines.choice import choose_engine, create_engine
-from musetalk.errors import CacheError
-from musetalk.pipeline import StageClock
-from musetalk.rendering import InferenceResult, OpenedTemplate, Rendering
+from musetalk.engines.choice import choose_engine
+from musetalk.engines.registry import EngineRegistry
+from musetalk.file_rendering import Files, InferenceResult, render_file
+from musetalk.open_templates import OpenTemplates
+from musetalk.pipeline import Pipeline, StageClock
+from musetalk.rendering import OpenedTemplate, Request
 from musetalk.templates.store import TemplateMetadata, TemplateStore
 
 if TYPE_CHECKING:
@@ -27,13 +28,15 @@ log = logging.getLogger(__name__)
 
 
 class UltraFastRealtimeInference:
-    """Renders speech onto cached templates; keeps the last template open between calls.
+    """Renders speech onto cached templates; keeps engines loaded and templates open between calls.
 
     Args:
         cache_dir: the folder of template caches.
         device: "auto", "cpu", "cuda:0"; a missing GPU falls back to the CPU. None: as in `config`.
         config: engine and model settings.
         encoding: shape of the output file.
+        engines: loaded engines to share; by default its own.
+        templates: open templates to share; by default its own.
     """
 
     def __init__(
@@ -43,12 +46,15 @@ class UltraFastRealtimeInference:
         *,
         config: EngineConfig | None = None,
         encoding: EncodingConfig | None = None,
+        engines: EngineRegistry | None = None,
+        templates: OpenTemplates | None = None,
     ) -> None:
         self.store = TemplateStore(cache_dir)
         self.config = config or EngineConfig()
         self.encoding = encoding or EncodingConfig()
         self.device = resolve_device(device or self.config.device, strict=self.config.strict_device)
-        self._opened: OpenedTemplate | None = None
+        self.engines = engines or EngineRegistry()
+        self.templates = templates or OpenTemplates()
 
     def ultra_fast_inference(
         self,
@@ -79,20 +85,20 @@ class UltraFastRealtimeInference:
         clock = StageClock(record=record)
         rate = parse_fps(fps)
         # bad audio is refused before the networks are loaded; a warm renderer meets it soon enough
-        asked = self._opened is None or sys.stderr.isatty()
+        asked = not self.templates.templates() or sys.stderr.isatty()
         audio_duration = probe_audio(Path(audio_path)).duration if asked else None
         source = self.store.read_metadata(template_id).get("template_image_path", "")
         output = check_output_path(Path(output_path), inputs=[Path(audio_path), Path(str(source))])
-        with clock.stage("load"):
-            opened = self.open(template_id)
+        with clock.stage("load"), Pipeline() as pipeline:
+            opened = pipeline.call(lambda: self.open(template_id), "load")
         engine = opened.engine
         log.info(
             "engine %s on %s, %s, batch %d", engine.name, engine.device, engine.dtype, self.config.batch_size
         )
         expected = None if audio_duration is None else int(audio_duration * rate)
-        rendering = Rendering(opened, Path(audio_path), rate, self.config.batch_size, clock)
-        folder = Path(frames_dir) if frames_dir else None
-        frames, first_frame = rendering.write(output, self.encoding, folder, expected)
+        files = Files(Path(audio_path), output, Path(frames_dir) if frames_dir else None)
+        request = Request(rate, self.config.batch_size)
+        frames, first_frame = render_file(opened, files, request, self.encoding, clock, expected)
         log.info("%d frames at %s per second into %s: %s", frames, rate, output, clock.summary())
         return InferenceResult(
             template_id=template_id,
@@ -137,26 +143,15 @@ class UltraFastRealtimeInference:
             return self.measure(template_id, audio_path, Path(folder) / "benchmark.mp4", runs=runs).answer()
 
     def open(self, template_id: str) -> OpenedTemplate:
-        """The template, ready to render; loaded again only when its cache has changed."""
-        from musetalk.compositor import FrameCompositor
+        """The template, ready to render; loaded again only when its cache has changed.
 
-        metadata = self.store.read_metadata(template_id)
-        sha256 = metadata.get("pkl_sha256")
-        if self._opened is not None and sha256 == self._opened.sha256:
-            return self._opened
-        engine = self.create_engine(metadata)
-        template, metadata = self.store.load(template_id)
-        if metadata.get("engine_fingerprint", engine.fingerprint) != engine.fingerprint:
-            raise CacheError(
-                f"❌ template cache {template_id} was made with other weights 模板缓存与权重不匹配",
-                "💡 请重新运行预处理 (run --preprocess again)",
-            )
-        generator = engine.open(dataclasses.replace(template, region_verdict=metadata.get("vae_region")))
-        loaded = metadata.get("pkl_sha256", "")
-        self._opened = OpenedTemplate(loaded, template, engine, generator, FrameCompositor(template))
-        return self._opened
+        Raises:
+            CacheError: its cache is missing, damaged or made by another engine.
+            WeightsError, EngineError: its engine can't run.
+        """
+        return self.templates.open(self.store, template_id, self.engine_for)
 
-    def create_engine(self, metadata: TemplateMetadata) -> Engine:
+    def engine_for(self, metadata: TemplateMetadata) -> Engine:
         """The engine that a template's metadata and the configuration ask for."""
         name = choose_engine(self.config, template_engine=metadata.get("engine", "musetalk"))
-        return create_engine(name, self.config, self.device.name)
+        return self.engines.engine(name, self.config, self.device.name)

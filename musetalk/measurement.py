@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypedDict
 from musetalk.config import Defaults
 from musetalk.device import cpu_name, peak_memory_mb, usable_cores
 from musetalk.errors import InputError
-from musetalk.rendering import InferenceResult
+from musetalk.file_rendering import InferenceResult
 
 STAGE_ORDER = ("load", "features", "generate", "composite", "encode")
 

@@ -63,9 +63,18 @@ class StageClock:
 
 
 class Pipeline:
-    """Threads and queues of one run; leaving the block stops and joins them all."""
+    """Threads and queues of one run; leaving the block stops and joins them all.
 
-    def __init__(self) -> None:
+    Args:
+        cancel: ends every stage as well, once it is set.
+
+    Attributes:
+        abandoned: a stage didn't stop in time when the block was left; it uses what it was given for a while.
+    """
+
+    def __init__(self, cancel: threading.Event | None = None) -> None:
+        self.abandoned = False
+        self._cancel = cancel
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
@@ -80,6 +89,10 @@ class Pipeline:
         deadline = time.monotonic() + JOIN_TIMEOUT
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+            self.abandoned |= thread.is_alive()
+
+    def _stopped(self) -> bool:
+        return self._stop.is_set() or (self._cancel is not None and self._cancel.is_set())
 
     def overlap(self, items: Iterable[Item], name: str, depth: int) -> Iterator[Item]:
         """`items`, made on a thread called `name`, at most `depth` ahead of the consumer."""
@@ -95,13 +108,13 @@ class Pipeline:
 
     def wait(self, results: queue.Queue[Item] | queue.SimpleQueue[Item]) -> Item | None:
         """The queue's next item; None once the pipeline stops."""
-        while not self._stop.is_set():
+        while not self._stopped():
             with contextlib.suppress(queue.Empty):
                 return results.get(timeout=POLL)
         return None
 
     def _put(self, results: queue.Queue, entry: object) -> bool:
-        while not self._stop.is_set():
+        while not self._stopped():
             with contextlib.suppress(queue.Full):
                 results.put(entry, timeout=POLL)
                 return True

@@ -1,68 +1,71 @@
-"""The stages of one request: speech in, composed frames out, into the encoder.
+"""One stretch of speech becomes composed frames: features ∥ generator ∥ compositor, each on its own thread.
 
-features ∥ generator ∥ compositor ∥ encoder: every stage is a generator on a thread of its own; the caller's
-thread feeds the encoder, so that a signal or an error there stops everything at once. Memory is bounded by
-the queues, whatever the audio's length.
+A rendering is a generator of frames and an object that says where it stands; it knows nothing of files. Who
+takes the frames decides what becomes of them. Memory is bounded by the queues, whatever the speech's length.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
-import sys
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from musetalk.config import EncodingConfig
-from musetalk.device import Device
-from musetalk.errors import InputError
-from musetalk.media.frame_folder import FrameFolder
 from musetalk.pipeline import Pipeline, StageClock
 
 if TYPE_CHECKING:
     import numpy as np
 
     from musetalk.compositor import FrameCompositor
-    from musetalk.engines.base import Engine, Generator
-    from musetalk.media.video import VideoWriter
+    from musetalk.engines.base import Engine, Listener
+    from musetalk.engines.base import Generator as FaceGenerator
     from musetalk.templates.template import Template
 
 FIRST_BATCH = 4  # frames; the following batches double up to the batch size
 PROMPT_BATCHES = 4  # batches of audio prompts ahead of the generator
 FACE_BATCHES = 2  # generated batches ahead of the compositor
-FRAME_BUFFERS = 12  # composed frames ahead of the encoder
+FRAME_BUFFERS = 12  # composed frames ahead of whoever takes them
+
+GenerateFaces = Callable[["np.ndarray", Sequence[int]], "list[np.ndarray]"]
+"""As `Generator.generate`: audio prompts (B, …) and B cycle positions to B faces."""
 
 
-@dataclass(frozen=True)
-class InferenceResult:
-    """What one request made and what it cost.
+@dataclass
+class OpenedTemplate:
+    """A loaded template with the generator and compositor opened on it.
 
     Attributes:
-        duration: seconds of video.
-        processing_time: seconds from the call to the finished file.
-        time_to_first_frame: seconds until the encoder had the first frame.
-        stages: seconds each stage worked, waiting left out.
-        intervals: (start, end) seconds of each stage's work, when they were recorded.
+        identity: tells this state of the template's cache from any other.
+        abandoned: a thread of an ended rendering still uses the generator; no new rendering may.
     """
 
-    template_id: str
-    audio_path: str
-    output_path: str
-    fps: Fraction
-    frames: int
-    duration: float
-    processing_time: float
-    time_to_first_frame: float
-    stages: dict[str, float]
-    intervals: dict[str, list[tuple[float, float]]]
-    engine: str
-    device: Device
-    dtype: str
+    identity: object
+    template: Template
+    engine: Engine
+    generator: FaceGenerator
+    compositor: FrameCompositor
+    abandoned: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the template's arrays and of what was derived from them."""
+        derived = getattr(self.generator, "kept_bytes", 0)
+        return self.template.nbytes + self.compositor.kept_bytes + derived
+
+
+class Position(NamedTuple):
+    """Where a session stands; a value, so that a session may go on in another process.
+
+    Attributes:
+        frames: rendered so far, counted from the session's first sample.
+        speech: state of the engine's listener; None at the beginning.
+    """
+
+    frames: int = 0
+    speech: Any = None
 
 
 class PlacedFace(NamedTuple):
@@ -72,49 +75,117 @@ class PlacedFace(NamedTuple):
     face: np.ndarray | None
 
 
-class OpenedTemplate(NamedTuple):
-    """A loaded template with the generator and compositor opened on it."""
+class Frame(NamedTuple):
+    """One composed frame.
 
-    sha256: str
-    template: Template
-    engine: Engine
-    generator: Generator
-    compositor: FrameCompositor
+    Attributes:
+        i420: (H * 3 // 2, W) uint8 planar YUV 4:2:0, sides made even; the rendering's own buffer, used again
+            once the next frame is asked for.
+        placed: the face and cycle position that it shows.
+    """
+
+    i420: np.ndarray
+    placed: PlacedFace
 
 
-class Rendering:
-    """The stages of one request, and what they share."""
+@dataclass
+class RenderingInfo:
+    """What a rendering is and how far it has come.
 
-    def __init__(
-        self, opened: OpenedTemplate, audio_path: Path, fps: Fraction, batch_size: int, clock: StageClock
-    ) -> None:
+    Attributes:
+        fps: frames per second.
+        size: (width, height) pixels of the template's frames.
+        engine, device, dtype: what generates.
+        clock: seconds each stage worked.
+        position: where the session stands behind the frames that were taken; `speech` is that of the
+            beginning until the last one was taken.
+    """
+
+    fps: Fraction
+    size: tuple[int, int]
+    engine: str
+    device: str
+    dtype: str
+    clock: StageClock
+    position: Position = field(default_factory=Position)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a stretch of speech is to be rendered.
+
+    Attributes:
+        fps: frames per second.
+        batch_size: frames generated at once, at most.
+        start: where the session stands; the template's cycle goes on from there.
+        live: frames leave a fixed time behind the sound, none waits for a batch to fill.
+        generate: makes the faces instead of the template's own generator, a scheduler say.
+        cancel: once it is set, no further frame is made.
+    """
+
+    fps: Fraction
+    batch_size: int
+    start: Position = field(default_factory=Position)
+    live: bool = False
+    generate: GenerateFaces | None = None
+    cancel: threading.Event | None = None
+
+
+def render(
+    opened: OpenedTemplate,
+    speech: Iterable[np.ndarray],
+    request: Request,
+    clock: StageClock | None = None,
+) -> tuple[Generator[Frame, None, None], RenderingInfo]:
+    """The frames of `speech` on a template, and what is known of them.
+
+    All frames together bring the session to floor(samples × fps / 16000). Closing the iterator stops every
+    stage; where one is held up in a native call for longer, the opened template is marked abandoned.
+
+    Args:
+        speech: float32 (n,) blocks at 16 kHz, of any length.
+        clock: counts the stages' seconds; by default a new one.
+    """
+    template, engine = opened.template, opened.engine
+    info = RenderingInfo(
+        fps=request.fps,
+        size=template.frame_size,
+        engine=engine.name,
+        device=engine.device,
+        dtype=engine.dtype,
+        clock=clock or StageClock(),
+        position=request.start,
+    )
+    return _Rendering(opened, request, info).frames(speech), info
+
+
+class _Rendering:
+    """The stages of one rendering, and what they share."""
+
+    def __init__(self, opened: OpenedTemplate, request: Request, info: RenderingInfo) -> None:
         self.opened = opened
-        self.audio_path = audio_path
-        self.fps = fps
-        self.batch_size = batch_size
-        self.clock = clock
+        self.request = request
+        self.clock = info.clock
+        self.info = info
 
-    def write(
-        self, output: Path, encoding: EncodingConfig, folder: Path | None, expected: int | None
-    ) -> tuple[int, float]:
-        """Renders everything; returns the number of frames and the seconds to the first one."""
-        from musetalk.media.video import VideoWriter
-
-        width, height = self.opened.template.frame_size
-        with contextlib.ExitStack() as stack:
-            frames = stack.enter_context(FrameFolder(folder)) if folder else None
-            writer = stack.enter_context(
-                VideoWriter(output, width, height, self.fps, self.audio_path, encoding=encoding)
-            )
-            pipeline = stack.enter_context(Pipeline())
-            free = self._buffers()
-            batches = pipeline.overlap(self._audio_prompts(), "features", PROMPT_BATCHES)
-            faces = pipeline.overlap(self._faces(batches), "generate", FACE_BATCHES)
-            images = pipeline.overlap(
-                self._composed(faces, pipeline, free, frames), "composite", FRAME_BUFFERS
-            )
-            stack.enter_context(single_threaded_opencv())
-            return self._encode(images, free, writer, expected)
+    def frames(self, speech: Iterable[np.ndarray]) -> Generator[Frame, None, None]:
+        limit_opencv_threads()
+        start = self.request.start
+        listener = self.opened.engine.listen(self.request.fps, live=self.request.live, state=start.speech)
+        pipeline, free = Pipeline(self.request.cancel), self._buffers()
+        try:
+            with pipeline:
+                prompts = pipeline.overlap(self._prompts(listener, speech), "features", PROMPT_BATCHES)
+                faces = pipeline.overlap(self._faces(prompts), "generate", FACE_BATCHES)
+                composed = pipeline.overlap(self._composed(faces, pipeline, free), "composite", FRAME_BUFFERS)
+                for count, frame in enumerate(composed, start.frames + 1):
+                    self.info.position = Position(count, start.speech)
+                    yield frame
+                    free.put(frame.i420)
+                if not (self.request.cancel and self.request.cancel.is_set()):
+                    self.info.position = Position(self.info.position.frames, listener.state)
+        finally:
+            self.opened.abandoned |= pipeline.abandoned
 
     def _buffers(self) -> queue.SimpleQueue[np.ndarray]:
         import numpy as np
@@ -124,17 +195,18 @@ class Rendering:
             free.put(np.empty(self.opened.compositor.buffer_shape, np.uint8))
         return free
 
-    def _audio_prompts(self) -> Iterator[np.ndarray]:
-        from musetalk.media.audio import read_waveform
+    def _prompts(self, listener: Listener, speech: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        from musetalk.engines.base import hear_all
 
-        with self.clock.stage("features"):
-            prompts = self.opened.engine.audio_prompts(read_waveform(self.audio_path), self.fps)
-        yield from self.clock.timed("features", batched(prompts, self.batch_size))
+        blocks = hear_all(listener, speech)
+        wanted = blocks if self.request.live else batched(blocks, self.request.batch_size)
+        return self.clock.timed("features", wanted)
 
     def _faces(self, batches: Iterable[np.ndarray]) -> Iterator[list[PlacedFace]]:
         """A generated face per output frame, a batch at a time: the generator goes on to the next at once."""
-        template, generator = self.opened.template, self.opened.generator
-        output_index = 0
+        template = self.opened.template
+        generate = self.request.generate or self.opened.generator.generate
+        output_index = self.request.start.frames
         for batch in batches:
             positions = [template.position(output_index + i) for i in range(len(batch))]
             output_index += len(batch)
@@ -142,68 +214,34 @@ class Rendering:
             faces: dict[int, np.ndarray] = {}
             if faced:
                 with self.clock.stage("generate"):
-                    generated = generator.generate(batch[faced], [positions[i] for i in faced])
+                    generated = generate(batch[faced], [positions[i] for i in faced])
                 faces = dict(zip(faced, generated, strict=True))
             yield [PlacedFace(position, faces.get(i)) for i, position in enumerate(positions)]
 
     def _composed(
-        self,
-        batches: Iterable[list[PlacedFace]],
-        pipeline: Pipeline,
-        free: queue.SimpleQueue[np.ndarray],
-        frames: FrameFolder | None,
-    ) -> Iterator[np.ndarray]:
-        """I420 images in buffers taken from `free`."""
+        self, batches: Iterable[list[PlacedFace]], pipeline: Pipeline, free: queue.SimpleQueue[np.ndarray]
+    ) -> Iterator[Frame]:
+        """Frames in buffers taken from `free`."""
         compositor = self.opened.compositor
-        for position, face in itertools.chain.from_iterable(batches):
+        for placed in itertools.chain.from_iterable(batches):
             buffer = pipeline.wait(free)
             if buffer is None:
                 return
             with self.clock.stage("composite"):
-                compositor.compose_i420(position, face, buffer)
-                if frames is not None:
-                    frames.write(compositor.compose_bgr(position, face))
-            yield buffer
-
-    def _encode(
-        self,
-        images: Iterable[np.ndarray],
-        free: queue.SimpleQueue[np.ndarray],
-        writer: VideoWriter,
-        expected: int | None,
-    ) -> tuple[int, float]:
-        from tqdm import tqdm
-
-        count, first_frame = 0, 0.0
-        with tqdm(total=expected, desc="render 渲染", unit="frame", disable=None, file=sys.stderr) as bar:
-            for image in images:
-                with self.clock.stage("encode"):
-                    writer.write(image)
-                free.put(image)
-                first_frame = first_frame or time.perf_counter() - self.clock.started
-                count += 1
-                bar.update()
-        if not count:
-            raise InputError("the audio is shorter than one frame 音频太短", "use a longer recording")
-        with self.clock.stage("encode"):
-            writer.close()
-        return count, first_frame
+                compositor.compose_i420(placed.position, placed.face, buffer)
+            yield Frame(buffer, placed)
 
 
-@contextlib.contextmanager
-def single_threaded_opencv() -> Iterator[None]:
+def limit_opencv_threads() -> None:
     """Keeps OpenCV from starting a thread per core of the host for pictures as small as faces.
 
-    The stages run in parallel already, and OpenCV doesn't know of a control group's quota.
+    The stages run in parallel already, and OpenCV doesn't know of a control group's quota. It is a setting
+    of the whole process, so it is made once and stays.
     """
     import cv2
 
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)
 
 
 def batched(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

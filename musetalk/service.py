@@ -21,9 +21,11 @@ from musetalk.config import (
 )
 from musetalk.device import resolve_device
 from musetalk.engines.choice import available_engines
+from musetalk.engines.registry import EngineRegistry
+from musetalk.file_rendering import InferenceResult
 from musetalk.inference import UltraFastRealtimeInference
+from musetalk.open_templates import OpenTemplates
 from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
-from musetalk.rendering import InferenceResult
 from musetalk.templates.store import MEGABYTE, CacheCheck, TemplateStore
 
 if TYPE_CHECKING:
@@ -148,6 +150,8 @@ class IntegratedMuseTalkService:
         config: engine and model settings.
         encoding: shape of output files.
         settings: how templates are made.
+        engines: loaded engines to share; by default its own.
+        templates: open templates to share; by default its own.
     """
 
     def __init__(
@@ -158,13 +162,16 @@ class IntegratedMuseTalkService:
         config: EngineConfig | None = None,
         encoding: EncodingConfig | None = None,
         settings: PreprocessingConfig | None = None,
+        engines: EngineRegistry | None = None,
+        templates: OpenTemplates | None = None,
     ) -> None:
         base = config or EngineConfig()
         self.config = dataclasses.replace(base, device=device or base.device)
         self.store = TemplateStore(cache_dir)
         self.encoding = encoding or EncodingConfig()
         self.settings = settings or PreprocessingConfig()
-        self._inference: UltraFastRealtimeInference | None = None
+        self.engines = engines or EngineRegistry()
+        self.templates = templates or OpenTemplates()
 
     def preprocess_template(
         self,
@@ -178,7 +185,9 @@ class IntegratedMuseTalkService:
         changes: dict[str, Any] = {"bbox_shift": bbox_shift, "parsing_mode": parsing_mode}
         changes = {key: value for key, value in changes.items() if value is not None}
         settings = dataclasses.replace(self.settings, **changes)
-        preprocessor = EnhancedMuseTalkPreprocessor(self.store.cache_dir, config=self.config)
+        preprocessor = EnhancedMuseTalkPreprocessor(
+            self.store.cache_dir, config=self.config, engines=self.engines
+        )
         result = preprocessor.preprocess(template_id, Path(template_image_path), settings, force_refresh)
         found = (
             "✅ 模板缓存已存在 cache is up to date" if result.cached else "✅ 预处理完成 template is ready"
@@ -224,7 +233,7 @@ class IntegratedMuseTalkService:
         frames_dir: str | Path | None = None,
     ) -> InferenceAnswer:
         """Renders speech onto a cached template."""
-        result = self._renderer().ultra_fast_inference(
+        result = self.renderer().ultra_fast_inference(
             template_id, audio_path, output_path, fps, frames_dir=frames_dir
         )
         return inference_answer(result)
@@ -238,15 +247,17 @@ class IntegratedMuseTalkService:
         runs: int = Defaults.benchmark_runs,
     ) -> Measurement:
         """`realtime_inference` once to warm up and `runs` times to be measured."""
-        return self._renderer().measure(template_id, audio_path, output_path, fps, runs)
+        return self.renderer().measure(template_id, audio_path, output_path, fps, runs)
 
-    def _renderer(self) -> UltraFastRealtimeInference:
-        """The renderer, kept between calls so that its template stays open."""
-        if self._inference is None:
-            self._inference = UltraFastRealtimeInference(
-                self.store.cache_dir, config=self.config, encoding=self.encoding
-            )
-        return self._inference
+    def renderer(self) -> UltraFastRealtimeInference:
+        """A renderer over this service's engines and open templates."""
+        return UltraFastRealtimeInference(
+            self.store.cache_dir,
+            config=self.config,
+            encoding=self.encoding,
+            engines=self.engines,
+            templates=self.templates,
+        )
 
     def check_template_cache(self, template_id: str) -> CheckAnswer:
         """Whether a template can be used."""

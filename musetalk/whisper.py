@@ -1,4 +1,4 @@
-"""Waveform → log-mel → encoder hidden states → audio prompts, each a generator over the one before.
+"""Waveform → log-mel → encoder hidden states → audio prompts.
 
 The encoder is whatever the caller passes: a function from a (80, 3000) spectrogram to the stacked
 hidden states of Whisper's encoder. It always sees whole 30 s segments, the last one padded with
@@ -7,7 +7,7 @@ silence, because Whisper's states depend on where in the segment a sound lies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,23 +27,13 @@ STEP_SAMPLES = 2 * HOP  # samples per encoder step: the encoder's second convolu
 STEPS_PER_SECOND = SAMPLE_RATE // STEP_SAMPLES
 SEGMENT_STEPS = SEGMENT_SAMPLES // STEP_SAMPLES
 WINDOW_STEPS = 10  # steps of one audio prompt: 2 × (2 left + 2 right + 1)
-PIECE_STEPS = 250
+PIECE_STEPS = 250  # whose prompts are made at once, so that a segment isn't copied whole
+LIVE_STEPS = 2
+LIVE_AHEAD = 2  # steps; the window of a frame reaches another six beyond it
 BLOCK_FRAMES = 64  # frames of audio prompts that leave together
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 """(80, 3000) float32 log-mel → (layers + 1, 1500, width) float32 hidden states, embedding first."""
-
-
-class HiddenStates(NamedTuple):
-    """Encoder states of one stretch of the waveform.
-
-    Attributes:
-        states: (layers + 1, steps, width), 50 steps per second.
-        n_samples: length of the stretch at 16 kHz; steps = floor(n_samples / 320).
-    """
-
-    states: np.ndarray
-    n_samples: int
 
 
 def frame_count(n_samples: int, fps: Fraction) -> int:
@@ -100,68 +90,125 @@ def log_mel(segment: np.ndarray, n_frames: int = MEL_FRAMES) -> np.ndarray:
     return ((log_power + 4.0) / 4.0).astype(np.float32)
 
 
-def segments(waveform: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Cut blocks of any length into (480000,) segments; the last one keeps its own length."""
-    pending: list[np.ndarray] = []
-    held = 0
-    for block in waveform:
-        while held + len(block) >= SEGMENT_SAMPLES:
-            head, block = np.split(block, [SEGMENT_SAMPLES - held])
-            yield np.concatenate([*pending, head])
-            pending, held = [], 0
-        if len(block):
-            pending.append(block)
-            held += len(block)
-    if held:
-        yield np.concatenate(pending)
+class PromptState(NamedTuple):
+    """What a listener remembers between two pieces of speech.
+
+    Attributes:
+        heard: samples so far.
+        samples: (n,) float32, those of the segment of 30 s that isn't complete.
+        known: steps whose encoder states were used, over the whole session.
+        states: (layers + 1, k, width) states from step `first` on, up to `known`; None before the first.
+        first: counted with the zeros in front.
+        frames: frames whose prompts were given out.
+    """
+
+    heard: int = 0
+    samples: np.ndarray = np.zeros(0, np.float32)
+    known: int = 0
+    states: np.ndarray | None = None
+    first: int = 0
+    frames: int = 0
 
 
-def hidden_states(waveform: Iterable[np.ndarray], encoder: Encoder) -> Iterator[HiddenStates]:
-    """Encoder states of a 16 kHz waveform that arrives in float32 (n,) blocks, a segment at a time."""
-    for segment in segments(waveform):
-        steps = len(segment) // STEP_SAMPLES
-        yield HiddenStates(encoder(log_mel(segment))[:, :steps], len(segment))
-
-
-def audio_prompts(blocks: Iterable[HiddenStates], fps: Fraction) -> Iterator[np.ndarray]:
-    """Per video frame the ten encoder steps around it: (k, 10 × (layers + 1), width) blocks, 1 ≤ k ≤ 64.
+class PromptListener:
+    """Audio prompts of one session's speech: per video frame the ten encoder steps around it.
 
     Frame i takes the steps from floor(i × 50 / fps) of the states that have ceil(50 / fps) × 2 zero
     steps in front (MuseTalk, musetalk/utils/audio_processor.py); zeros stand for what lies beyond the
-    end, so the last windows are as long as the others. All blocks together are
-    `frame_count(n_samples, fps)` frames. A frame leaves as soon as its window and its own duration
-    are complete; memory holds one block of states and a few seconds' copy.
+    end, so the last windows are as long as the others. A block of prompts is (k, 10 × (layers + 1),
+    width), 1 ≤ k ≤ 64; memory holds one segment's sound and a few seconds' states.
+
+    Args:
+        encoder: from a segment's spectrogram to its hidden states.
+        fps: frames per second.
+        live: encodes a segment again at every `LIVE_STEPS`, from its beginning to `LIVE_AHEAD` steps
+            beyond them, instead of once when it is complete.
+        state: of an earlier listener, to go on from.
     """
-    lead = -(-STEPS_PER_SECOND * fps.denominator // fps.numerator) * 2
-    held: np.ndarray | None = None  # states from step `first` on, counted with the zeros in front
-    first = n_samples = done = 0
-    for piece in _pieces(blocks):
-        if held is None:
-            held = np.zeros((piece.states.shape[0], lead, piece.states.shape[2]), piece.states.dtype)
-        held = np.concatenate([held, piece.states], axis=1)
-        n_samples += piece.n_samples
-        del piece  # a view that would keep its whole segment
-        last_start = first + held.shape[1] - WINDOW_STEPS
-        complete = min(frame_count(n_samples, fps), _frames_starting_by(last_start, fps))
-        yield from _windows(held, first, range(done, complete), fps)
-        done = max(done, complete)
-        passed = min(_window_start(done, fps) - first, held.shape[1])
-        held, first = held[:, passed:], first + passed
-    total = frame_count(n_samples, fps)
-    if held is not None and done < total:
-        missing = max(0, _window_start(total - 1, fps) + WINDOW_STEPS - first - held.shape[1])
-        held = np.pad(held, ((0, 0), (0, missing), (0, 0)))
-        yield from _windows(held, first, range(done, total), fps)
 
+    def __init__(
+        self, encoder: Encoder, fps: Fraction, *, live: bool = False, state: PromptState | None = None
+    ) -> None:
+        self._encoder = encoder
+        self._fps = fps
+        self._live = live
+        self._state = state or PromptState()
 
-def _pieces(blocks: Iterable[HiddenStates]) -> Iterator[HiddenStates]:
-    """The same states a few seconds at a time, so that a segment isn't copied whole."""
-    for states, n_samples in blocks:
-        whole = states.shape[1] // PIECE_STEPS * PIECE_STEPS
-        for start in range(0, whole, PIECE_STEPS):
-            yield HiddenStates(states[:, start : start + PIECE_STEPS], PIECE_STEPS * STEP_SAMPLES)
-        yield HiddenStates(states[:, whole:], n_samples - whole * STEP_SAMPLES)
-        del states  # before the next segment is encoded
+    @property
+    def state(self) -> PromptState:
+        """What is remembered; later hearing makes a new one."""
+        return self._state
+
+    def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Prompts of the frames that `samples` (n,) float32 at 16 kHz complete."""
+        while len(samples):
+            state = self._state
+            taken, samples = np.split(samples, [SEGMENT_SAMPLES - len(state.samples)])
+            self._state = state._replace(
+                samples=np.concatenate([state.samples, taken]), heard=state.heard + len(taken)
+            )
+            if self._live:
+                yield from self._answer_live()
+            if len(self._state.samples) == SEGMENT_SAMPLES:
+                yield from self._answer(SEGMENT_SAMPLES, SEGMENT_STEPS)
+                self._state = self._state._replace(samples=np.zeros(0, np.float32))
+
+    def flush(self) -> Iterator[np.ndarray]:
+        """Prompts of the frames that remain of what was heard, zeros standing for what comes next."""
+        if not self._state.heard:
+            return
+        held = len(self._state.samples)
+        yield from self._answer(held, held // STEP_SAMPLES)
+        state = self._state
+        total = frame_count(state.heard, self._fps)
+        if state.frames >= total:
+            return
+        assert state.states is not None
+        missing = _window_start(total - 1, self._fps) + WINDOW_STEPS - state.first - state.states.shape[1]
+        padded = np.pad(state.states, ((0, 0), (0, max(0, missing)), (0, 0)))
+        yield from _windows(padded, state.first, range(state.frames, total), self._fps)
+        self._state = state._replace(frames=total)
+
+    def _answer_live(self) -> Iterator[np.ndarray]:
+        """What is due on the fixed grid of `LIVE_STEPS`."""
+        while True:
+            due = self._known_in_segment() + LIVE_STEPS
+            end = (due + LIVE_AHEAD) * STEP_SAMPLES
+            if len(self._state.samples) < end:
+                return
+            yield from self._answer(end, due)
+
+    def _known_in_segment(self) -> int:
+        state = self._state
+        return state.known - (state.heard - len(state.samples)) // STEP_SAMPLES
+
+    def _answer(self, n_samples: int, steps: int) -> Iterator[np.ndarray]:
+        """Encodes the segment's first `n_samples`; takes the states up to its step `steps`."""
+        known = self._known_in_segment()
+        if steps <= known and self._state.states is not None:
+            return
+        states = self._encoder(log_mel(self._state.samples[:n_samples]))
+        for start in range(known, max(steps, known + 1), PIECE_STEPS):
+            yield from self._add(states[:, start : min(start + PIECE_STEPS, steps)])
+
+    def _add(self, states: np.ndarray) -> Iterator[np.ndarray]:
+        """Prompts that are complete with these further states."""
+        kept = self._state
+        if kept.states is None:
+            lead = -(-STEPS_PER_SECOND * self._fps.denominator // self._fps.numerator) * 2
+            kept = kept._replace(states=np.zeros((states.shape[0], lead, states.shape[2]), states.dtype))
+        assert kept.states is not None
+        held = np.concatenate([kept.states, states], axis=1)
+        known = kept.known + states.shape[1]
+        last_start = kept.first + held.shape[1] - WINDOW_STEPS
+        heard = min(kept.heard, known * STEP_SAMPLES)
+        complete = min(frame_count(heard, self._fps), _frames_starting_by(last_start, self._fps))
+        yield from _windows(held, kept.first, range(kept.frames, complete), self._fps)
+        frames = max(kept.frames, complete)
+        passed = min(_window_start(frames, self._fps) - kept.first, held.shape[1])
+        self._state = kept._replace(
+            known=known, states=held[:, passed:], first=kept.first + passed, frames=frames
+        )
 
 
 def _window_start(frame: int, fps: Fraction) -> int:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from musetalk import inference
+from musetalk.benchmark.scene import FrameCounter
+from musetalk.config import EncodingConfig, EngineConfig
+from musetalk.engines.registry import EngineRegistry
 from musetalk.errors import CacheError, CacheMissingError, InputError, OutputError
 from musetalk.inference import UltraFastRealtimeInference
 from musetalk.media.image import read_image
 from musetalk.media.video import probe_video, read_video
-from musetalk.rendering import batched
 from musetalk.templates.store import TemplateStore
-from musetalk.whisper import frame_count
 from tests.conftest import make_template
 
 SIZE = (96, 64)
@@ -30,14 +29,8 @@ class CountingEngine:
     def encode(self, faces):
         raise NotImplementedError
 
-    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
-        n_samples = frames = 0
-        for block in waveform:
-            n_samples += len(block)
-            known = frame_count(n_samples, fps)
-            if known > frames:
-                yield np.arange(frames, known, dtype=np.float32)[:, None]
-            frames = known
+    def listen(self, fps, *, live=False, state=None):
+        return FrameCounter(fps, state)
 
     def open(self, template):
         return self
@@ -59,14 +52,13 @@ class BrokenEngine(CountingEngine):
 
 
 @pytest.fixture
-def renderer(tmp_path, monkeypatch) -> UltraFastRealtimeInference:
+def renderer(tmp_path) -> UltraFastRealtimeInference:
     template = make_template(3, SIZE, faceless=(1,))
     store = TemplateStore(tmp_path / "cache")
     metadata = {"template_id": "t", "engine": "lite", "engine_fingerprint": "counting", "version": "2.0"}
     with store.lock("t"):
         store.publish("t", template, metadata)
-    monkeypatch.setattr(inference, "create_engine", lambda *_: CountingEngine())
-    return UltraFastRealtimeInference(tmp_path / "cache")
+    return UltraFastRealtimeInference(tmp_path / "cache", engines=EngineRegistry(lambda *_: CountingEngine()))
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -110,8 +102,8 @@ def test_frames_outside_the_mask_are_the_templates_own(renderer, tmp_path, write
 def test_batch_size_changes_no_frame(renderer, tmp_path, write_tone, monkeypatch):
     audio, pictures = write_tone(16_000), []
     for batch_size in (1, 7, 32):
-        config = inference.EngineConfig(batch_size=batch_size)
-        again = UltraFastRealtimeInference(renderer.store.cache_dir, config=config)
+        config = EngineConfig(batch_size=batch_size)
+        again = UltraFastRealtimeInference(renderer.store.cache_dir, config=config, engines=renderer.engines)
         again.ultra_fast_inference("t", audio, tmp_path / "o.mp4", 25, frames_dir=tmp_path / "f")
         pictures.append([path.read_bytes() for path in sorted((tmp_path / "f").iterdir())])
     assert pictures[0] == pictures[1] == pictures[2]
@@ -156,15 +148,15 @@ def test_audio_shorter_than_a_frame_leaves_nothing(renderer, tmp_path, write_ton
     assert not (tmp_path / "o.mp4").exists() and not leftovers(tmp_path)
 
 
-def test_failing_generator_ends_the_run_and_leaves_nothing(renderer, tmp_path, write_tone, monkeypatch):
-    monkeypatch.setattr(inference, "create_engine", lambda *_: BrokenEngine())
+def test_failing_generator_ends_the_run_and_leaves_nothing(renderer, tmp_path, write_tone):
+    renderer.engines = EngineRegistry(lambda *_: BrokenEngine())
     with pytest.raises(LookupError, match="generator broke"):
         renderer.ultra_fast_inference("t", write_tone(64_000), tmp_path / "o.mp4", frames_dir=tmp_path / "f")
     assert not (tmp_path / "o.mp4").exists() and not leftovers(tmp_path) and not (tmp_path / "f").exists()
 
 
 def test_unknown_encoder_reports_ffmpegs_own_words(renderer, tmp_path, write_tone):
-    renderer.encoding = inference.EncodingConfig(encoder="nosuchcodec")
+    renderer.encoding = EncodingConfig(encoder="nosuchcodec")
     with pytest.raises(OutputError, match="nosuchcodec"):
         renderer.ultra_fast_inference("t", write_tone(16_000), tmp_path / "o.mp4")
     assert not leftovers(tmp_path)
@@ -198,14 +190,3 @@ def test_what_preprocessing_found_of_a_template_reaches_the_engine(renderer, mon
         renderer.store.publish("t", make_template(3, SIZE), metadata)
     renderer.open("t")
     assert [template.region_verdict for template in opened] == [verdict]
-
-
-@pytest.mark.parametrize("sizes", [[], [1], [5, 5, 5], [100], [1] * 9])
-def test_batched_keeps_every_row_in_order(sizes):
-    rows = np.arange(sum(sizes))
-    blocks = np.split(rows, np.cumsum(sizes)[:-1]) if sizes else []
-    batches = list(batched(blocks, 11))
-    full = [4, 8, *[11] * len(batches)][: max(0, len(batches) - 1)]
-    assert [len(batch) for batch in batches[:-1]] == full
-    assert all(0 < len(batch) <= 11 for batch in batches)
-    np.testing.assert_array_equal(np.concatenate(batches) if batches else rows, rows)

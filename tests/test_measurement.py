@@ -7,17 +7,17 @@ from fractions import Fraction
 
 import pytest
 
-from musetalk import inference
 from musetalk.benchmark.scene import StandInEngine
 from musetalk.cli import execute, inference_main
 from musetalk.device import Device
+from musetalk.engines import registry
 from musetalk.errors import InputError
+from musetalk.file_rendering import InferenceResult
 from musetalk.inference import UltraFastRealtimeInference
 from musetalk.measurement import Measurement, Spread, measure, significant
 from musetalk.measurement_chart import draw_stages, merged
 from musetalk.media.image import read_image
 from musetalk.media.video import read_video
-from musetalk.rendering import InferenceResult
 from musetalk.templates.store import TemplateStore
 from tests.conftest import make_template
 
@@ -65,7 +65,7 @@ def workplace(tmp_path, monkeypatch):
     metadata = {"template_id": "t", "engine": "lite", "engine_fingerprint": "stand-in", "version": "2.0"}
     with store.lock("t"):
         store.publish("t", make_template(2, (96, 64)), metadata)
-    monkeypatch.setattr(inference, "create_engine", lambda *_: StandInEngine(1))
+    monkeypatch.setattr(registry, "create_engine", lambda *_: StandInEngine(1))
     return tmp_path
 
 

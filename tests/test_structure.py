@@ -21,6 +21,7 @@ LAYERS = (
     ("faces",),
     ("engines", "compositor"),
     ("preprocessing", "rendering"),
+    ("file_rendering", "open_templates"),
     ("measurement", "measurement_chart"),
     ("inference",),
     ("service",),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -11,16 +12,9 @@ import numpy as np
 import pytest
 
 from musetalk.config import parse_fps
+from musetalk.engines.base import hear_all
 from musetalk.media.audio import read_waveform
-from musetalk.whisper import (
-    HiddenStates,
-    audio_prompts,
-    frame_count,
-    hidden_states,
-    log_mel,
-    mel_filters,
-    segments,
-)
+from musetalk.whisper import Encoder, PromptListener, frame_count, log_mel, mel_filters
 
 DATA = Path(__file__).parent / "data" / "audio"
 GOLDEN_CASES = [("a3", 1, 25), ("a3_30", 1, 30), ("a1p37", 2, 25), ("a31", 3, 25), ("a31_24", 3, 24)]
@@ -86,16 +80,26 @@ def encode(mel: np.ndarray) -> np.ndarray:
     return np.stack(states)
 
 
-@lru_cache(maxsize=4)
-def _states(tone: int) -> list[HiddenStates]:
-    return list(hidden_states(read_waveform(DATA / f"tone_{tone}.flac"), encode))
+def _prompts(waveform: Iterable[np.ndarray], encoder: Encoder, fps: Fraction) -> Iterator[np.ndarray]:
+    return hear_all(PromptListener(encoder, fps), waveform)
+
+
+@lru_cache(maxsize=64)
+def _encoded(content: bytes) -> np.ndarray:
+    return encode(np.frombuffer(content, np.float32).reshape(80, 3000))
+
+
+def _remembered(mel: np.ndarray) -> np.ndarray:
+    """`encode`, once for each spectrogram."""
+    return _encoded(mel.tobytes())
 
 
 @pytest.mark.parametrize(("case", "tone", "fps"), [*GOLDEN_CASES, ("a61", 4, 25)])
 def test_prompts_equal_the_reference(case: str, tone: int, fps: int) -> None:
     with np.load(DATA / "prompts.npz") as golden:
         expected, total = golden[f"audio_{case}"], int(golden[f"audio_{case}_n"])
-    prompts = np.concatenate(list(audio_prompts(_states(tone), Fraction(fps))))
+    waveform = read_waveform(DATA / f"tone_{tone}.flac")
+    prompts = np.concatenate(list(_prompts(waveform, _remembered, Fraction(fps))))
     assert prompts.shape == (total, 50, 64)
     np.testing.assert_allclose(prompts[:: max(1, total // 40)], expected, rtol=0, atol=2e-3)
 
@@ -147,35 +151,27 @@ def test_frame_count_is_exact(n_samples: int, fps: str, expected: int) -> None:
     assert frame_count(n_samples, parse_fps(fps)) == expected
 
 
-def test_segments_are_independent_of_how_the_waveform_is_cut() -> None:
-    waveform = np.arange(1_000_001, dtype=np.float32)
-    for size in (7_001, 480_000, 1_000_001):
-        blocks = (waveform[i : i + size] for i in range(0, len(waveform), size))
-        parts = list(segments(blocks))
-        assert [len(part) for part in parts] == [480_000, 480_000, 40_001]
-        np.testing.assert_array_equal(np.concatenate(parts), waveform)
-
-
 def test_nothing_leaves_an_empty_waveform() -> None:
-    states = hidden_states([np.zeros(0, np.float32)], encode)
-    assert list(audio_prompts(states, Fraction(25))) == []
+    assert list(_prompts([np.zeros(0, np.float32)], encode, Fraction(25))) == []
 
 
-def test_states_are_cut_to_the_steps_that_the_samples_fill() -> None:
-    waveform = [np.zeros(480_000, np.float32), np.zeros(959, np.float32)]
-    blocks = list(hidden_states(waveform, lambda mel: np.zeros((2, 1500, 3), np.float32)))
-    assert [(block.states.shape, block.n_samples) for block in blocks] == [
-        ((2, 1500, 3), 480_000),
-        ((2, 2, 3), 959),
-    ]
-
-
-def numbered(n_samples: int, block: int) -> Iterator[HiddenStates]:
+class NumberingEncoder:
     """Two layers of width 1 that hold the step's number from 1 on, the second one negated."""
+
+    def __init__(self, *, again: bool = False) -> None:
+        self.calls = 0
+        self.again = again  # whether one segment is encoded over and over
+
+    def __call__(self, _mel: np.ndarray) -> np.ndarray:
+        first = 0 if self.again else 1500 * self.calls
+        steps = np.arange(first, first + 1500, dtype=np.float32) + 1
+        self.calls += 1
+        return np.stack([steps, -steps])[:, :, None]
+
+
+def cut(n_samples: int, block: int) -> Iterator[np.ndarray]:
     for start in range(0, n_samples, block):
-        stretch = min(block, n_samples - start)
-        steps = np.arange(start // 320, start // 320 + stretch // 320, dtype=np.float32) + 1
-        yield HiddenStates(np.stack([steps, -steps])[:, :, None], stretch)
+        yield np.zeros(min(block, n_samples - start), np.float32)
 
 
 def expected_prompts(n_samples: int, fps: Fraction) -> np.ndarray:
@@ -190,31 +186,60 @@ def expected_prompts(n_samples: int, fps: Fraction) -> np.ndarray:
     return np.array(frames, np.float32).reshape(-1, 20, 1)
 
 
+RATES = ["1/2", "1", "7.3", "12", "23.976", "25", "29.97", "50", "59.94", "60", "240"]
+
+
+@pytest.mark.parametrize("fps", RATES)
 @pytest.mark.parametrize(
-    "fps", ["1/2", "1", "7.3", "12", "23.976", "25", "29.97", "50", "59.94", "60", "240"]
-)
-@pytest.mark.parametrize(
-    ("n_samples", "block"), [(100, 6400), (16_000, 6400), (70_123, 3200), (480_319, 480_000)]
+    ("n_samples", "block"), [(100, 6400), (16_000, 6400), (70_123, 3200), (480_319, 7001)]
 )
 def test_every_frame_has_its_whole_window_at_any_rate(n_samples: int, block: int, fps: str) -> None:
     rate = parse_fps(Fraction(fps) if "/" in fps else fps)
-    blocks = list(audio_prompts(numbered(n_samples, block), rate))
+    blocks = list(_prompts(cut(n_samples, block), NumberingEncoder(), rate))
     assert all(1 <= len(prompts) <= 64 and prompts.shape[1:] == (20, 1) for prompts in blocks)
     together = np.concatenate(blocks) if blocks else np.zeros((0, 20, 1), np.float32)
     np.testing.assert_array_equal(together, expected_prompts(n_samples, rate))
 
 
+@pytest.mark.parametrize("fps", ["7.3", "25", "29.97", "60"])
+@pytest.mark.parametrize("block", [160, 16_000])
+def test_live_frames_have_the_same_windows(block: int, fps: str) -> None:
+    rate = parse_fps(Fraction(fps) if "/" in fps else fps)
+    listener = PromptListener(NumberingEncoder(again=True), rate, live=True)
+    together = np.concatenate(list(hear_all(listener, cut(9_601, block))))
+    np.testing.assert_array_equal(together, expected_prompts(9_601, rate))
+
+
+def test_live_frames_leave_at_most_200_ms_behind_the_sound() -> None:
+    listener, given = PromptListener(NumberingEncoder(again=True), Fraction(25), live=True), 0
+    for heard in range(160, 8_000, 160):
+        given += sum(map(len, listener.hear(np.zeros(160, np.float32))))
+        assert given >= (heard - 3200) * 25 // 16_000
+
+
+def test_segments_of_a_session_join_without_gap() -> None:
+    fps, state, joined = Fraction(30_000, 1001), None, []
+    for number in range(1, 8):
+        listener = PromptListener(NumberingEncoder(again=True), fps, state=pickle.loads(pickle.dumps(state)))
+        joined += [*listener.hear(np.zeros(8001, np.float32)), *listener.flush()]
+        state = listener.state
+        assert sum(map(len, joined)) == frame_count(number * 8001, fps)
+    together, whole = np.concatenate(joined), expected_prompts(7 * 8001, fps)
+    known = (together == whole) | (together == 0)  # a segment's last windows end before their last steps
+    assert known.all() and (together == whole).mean() > 0.8
+
+
 def test_frames_leave_before_the_next_segment_is_asked_for() -> None:
     asked = 0
 
-    def source() -> Iterator[HiddenStates]:
+    def source() -> Iterator[np.ndarray]:
         nonlocal asked
-        for block in numbered(480_000 * 4, 480_000):
+        for block in cut(480_000 * 4, 480_000):
             asked += 1
             yield block
 
     done = 0
-    for prompts in audio_prompts(source(), Fraction(25)):
+    for prompts in _prompts(source(), NumberingEncoder(), Fraction(25)):
         done += len(prompts)
         assert asked <= done // 750 + 1
     assert done == 3000
@@ -223,9 +248,10 @@ def test_frames_leave_before_the_next_segment_is_asked_for() -> None:
 def test_memory_stays_with_one_segment(measure_peak: Callable[[Callable[[], object]], int]) -> None:
     def run(seconds: int) -> Callable[[], object]:
         def drain() -> int:
-            waveform = (np.zeros(16_000, np.float32) for _ in range(seconds))
-            states = hidden_states(waveform, lambda mel: np.zeros((2, 1500, 8), np.float32))
-            return sum(len(prompts) for prompts in audio_prompts(states, Fraction(25)))
+            def encoder(_mel: np.ndarray) -> np.ndarray:
+                return np.zeros((2, 1500, 8), np.float32)
+
+            return sum(map(len, _prompts(cut(seconds * 16_000, 16_000), encoder, Fraction(25))))
 
         return drain
 

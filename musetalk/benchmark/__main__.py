@@ -40,6 +40,7 @@ from musetalk.config import (
 from musetalk.device import peak_memory_mb
 from musetalk.engines.base import Engine
 from musetalk.errors import InputError
+from musetalk.file_rendering import InferenceResult
 from musetalk.files import atomic_file
 from musetalk.inference import UltraFastRealtimeInference
 from musetalk.measurement import (
@@ -52,7 +53,6 @@ from musetalk.measurement import (
     significant,
 )
 from musetalk.preprocessing.preprocessor import CACHE_VERSION, EnhancedMuseTalkPreprocessor
-from musetalk.rendering import InferenceResult
 from musetalk.templates.store import TemplateMetadata, TemplateStore
 from musetalk.templates.template import Template
 from musetalk.weights.files import UNET_FILES
@@ -70,7 +70,7 @@ class StandInInference(UltraFastRealtimeInference):
         super().__init__(cache_dir, config=config, encoding=encoding)
         self.engine = engine
 
-    def create_engine(self, metadata: TemplateMetadata) -> Engine:
+    def engine_for(self, metadata: TemplateMetadata) -> Engine:
         """The given engine, whatever made the template."""
         return self.engine
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musetalk.engines.base import Engine, Generator
+from musetalk.engines.base import Engine, Generator, hear_all
 from musetalk.geometry import Box
 from musetalk.measurement import processor_seconds
 from musetalk.media import ffmpeg
@@ -49,7 +49,7 @@ def render_plainly(
     clock, before = StageClock(), processor_seconds()
     with clock.stage("features"):
         waveform = np.concatenate(list(read_waveform(audio)))
-        prompts = list(batched(engine.audio_prompts([waveform], fps), batch_size))
+        prompts = list(batched(hear_all(engine.listen(fps), [waveform]), batch_size))
     generator = engine.open(template)
     with clock.stage("generate"):
         faces = list(_faces(template, generator, prompts))

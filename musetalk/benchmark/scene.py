@@ -148,6 +148,32 @@ def write_speech(path: Path, frames: int, fps: Fraction) -> Path:
     return path
 
 
+class FrameCounter:
+    """A listener whose audio prompts are the frames' numbers (k, 1) float32, each as soon as it is over.
+
+    Args:
+        fps: frames per second.
+        state: samples heard and frames numbered so far.
+    """
+
+    def __init__(self, fps: Fraction, state: tuple[int, int] | None = None) -> None:
+        self.fps = fps
+        self.state = state or (0, 0)
+
+    def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """The numbers of the frames that `samples` complete."""
+        heard, numbered = self.state
+        heard += len(samples)
+        complete = frame_count(heard, self.fps)
+        self.state = heard, complete
+        if complete > numbered:
+            yield np.arange(numbered, complete, dtype=np.float32)[:, None]
+
+    def flush(self) -> Iterator[np.ndarray]:
+        """Nothing: every frame is numbered when it is over."""
+        return iter(())
+
+
 class StandInEngine:
     """An engine that only takes time: its faces are made beforehand, its prompts are frame numbers.
 
@@ -167,15 +193,11 @@ class StandInEngine:
         """Nothing: `make_template` makes the latents of stand-in templates."""
         return iter(())
 
-    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
-        """Frame numbers (k, 1) float32."""
-        n_samples = done = 0
-        for block in waveform:
-            n_samples += len(block)
-            complete = frame_count(n_samples, fps)
-            if complete > done:
-                yield np.arange(done, complete, dtype=np.float32)[:, None]
-            done = complete
+    def listen(
+        self, fps: Fraction, *, live: bool = False, state: tuple[int, int] | None = None
+    ) -> FrameCounter:
+        """Prompts are frame numbers (k, 1) float32."""
+        return FrameCounter(fps, state)
 
     def open(self, template: Template) -> StandInGenerator:
         """A generator of the template's first face, its mouth moved."""

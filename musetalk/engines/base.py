@@ -3,6 +3,7 @@
 An engine meets a template twice: `Engine.encode` once, at preprocessing, and a `Generator` opened
 on the finished template, at every request. The generator may keep what it derives from a template's
 frames (displacement fields, device copies of latents); the engine itself stays free of templates.
+Speech meets a `Listener`: one per session, fed in pieces of any length, its state a value.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class FaceFrame:
 
 
 class Generator(Protocol):
-    """Generates the faces of one template."""
+    """Generates the faces of one template; several threads may ask it at once."""
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
         """Faces for `audio_prompts` (B, …) on the template's cycle positions `indices` (B).
@@ -47,6 +48,33 @@ class Generator(Protocol):
         Every index has a face. Returns B uint8 BGR images that show the frame's bbox, each of
         any size: the compositor resizes them to the bbox.
         """
+        ...
+
+
+class Listener(Protocol):
+    """Hears one session's speech in order and makes audio prompts of it.
+
+    Frames are counted from the session's first sample, however its sound is cut into pieces.
+    """
+
+    def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Audio prompts of the frames that `samples` complete, in blocks (k, …), k ≥ 1.
+
+        Args:
+            samples: (n,) float32 at 16 kHz, n ≥ 0, following what was heard before.
+        """
+        ...
+
+    def flush(self) -> Iterator[np.ndarray]:
+        """Audio prompts of the remaining floor(samples × fps / 16000) frames of all that was heard.
+
+        Silence stands for what comes next. Hearing may go on afterwards, from there.
+        """
+        ...
+
+    @property
+    def state(self) -> Any:
+        """What the listener remembers, a value that can be pickled; `Engine.listen` goes on from it."""
         ...
 
 
@@ -78,13 +106,28 @@ class Engine(Protocol):
         """What the engine consumes per frame, in order: arrays, or containers of arrays."""
         ...
 
-    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
-        """Conditioning of floor(samples × fps / 16000) frames, in blocks (k, …), k ≥ 1, streamed.
+    def listen(self, fps: Fraction, *, live: bool = False, state: Any = None) -> Listener:
+        """A listener to one session's speech.
 
-        `waveform` yields float32 (n,) blocks at 16 kHz, of any length.
+        Args:
+            fps: frames per second of the session.
+            live: prompts leave a fixed time behind the sound, at most 200 ms, and don't depend on how it
+                is cut; otherwise a listener hears seconds ahead before it answers, which costs less.
+            state: of an earlier listener at the same `fps`, to go on where that one was.
         """
         ...
 
     def open(self, template: Template) -> Generator:
         """A generator on `template`; raises CacheError when another engine made it."""
         ...
+
+
+def hear_all(listener: Listener, waveform: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Audio prompts of floor(samples × fps / 16000) frames, in blocks (k, …), k ≥ 1, streamed.
+
+    Args:
+        waveform: float32 (n,) blocks at 16 kHz, of any length.
+    """
+    for block in waveform:
+        yield from listener.hear(block)
+    yield from listener.flush()

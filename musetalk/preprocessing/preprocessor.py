@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from musetalk.config import Defaults, EngineConfig, EngineName, ParsingMode, PreprocessingConfig
 from musetalk.device import Device, resolve_device
-from musetalk.engines.choice import choose_engine, create_engine, engine_fingerprint
+from musetalk.engines.choice import choose_engine, engine_fingerprint
+from musetalk.engines.registry import EngineRegistry
 from musetalk.pipeline import Pipeline, StageClock
 from musetalk.templates.store import CacheInfo, TemplateMetadata, TemplateStore, check_template_id
 
@@ -47,6 +48,7 @@ class EnhancedMuseTalkPreprocessor:
         device: "auto", "cpu", "cuda:0"; a missing GPU falls back to the CPU. None: as in `config`.
         config: engine and model settings.
         settings: how templates are made; `preprocess_template` may override the two common fields.
+        engines: loaded engines to share; by default its own.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class EnhancedMuseTalkPreprocessor:
         *,
         config: EngineConfig | None = None,
         settings: PreprocessingConfig | None = None,
+        engines: EngineRegistry | None = None,
     ) -> None:
         self.store = TemplateStore(cache_dir)
         self.config = config or EngineConfig()
         self.settings = settings or PreprocessingConfig()
+        self.engines = engines or EngineRegistry()
         self.device = resolve_device(device or self.config.device, strict=self.config.strict_device)
 
     def preprocess_template(
@@ -137,7 +141,7 @@ class EnhancedMuseTalkPreprocessor:
         with Pipeline() as pipeline:
             with clock.stage("engine"):
                 engine = pipeline.call(
-                    lambda: create_engine(engine_name, self.config, self.device.name), "engine"
+                    lambda: self.engines.engine(engine_name, self.config, self.device.name), "engine"
                 )
             log.info("engine %s on %s, %s", engine.name, engine.device, engine.dtype)
             with clock.stage("faces"):

@@ -260,6 +260,16 @@ class TemplateStore:
             raise damaged_cache(template_id, "it was written by another version")
         return metadata  # type: ignore[return-value]
 
+    def identity(self, template_id: str, metadata: TemplateMetadata) -> tuple[Any, ...]:
+        """What tells this state of a template's cache from any other, legacy caches' too; equality counts."""
+        if (checksum := metadata.get("pkl_sha256")) is not None:
+            return (checksum,)
+        try:
+            status = self.pickle_path(template_id).stat()
+        except OSError as e:
+            raise missing_cache(template_id, self.cache_dir) from e
+        return status.st_size, status.st_mtime_ns
+
     def load(self, template_id: str) -> tuple[Template, TemplateMetadata]:
         """The template and its metadata, checked.
 

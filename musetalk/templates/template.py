@@ -98,6 +98,15 @@ class Template:
         return len(set(self.unique))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays of all positions, repeated ones counted once."""
+        kept = sorted(set(self.unique))
+        arrays = [
+            array for name in (self.frames, self.masks, self.latents) for array in (name[i] for i in kept)
+        ]
+        return sum(getattr(array, "nbytes", 0) for array in arrays)
+
+    @property
     def frame_size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         height, width = self.frames[0].shape[:2]

@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from musetalk import config
 from musetalk.config import EngineConfig
 from musetalk.engines.lite.engine import LiteEngine
-from musetalk.preprocessing import preprocessor as preprocessing
+from musetalk.engines.registry import EngineRegistry
 from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
 from musetalk.templates.template import Template
 
@@ -25,12 +23,10 @@ class JudgingEngine(LiteEngine):
         return {"vae_region": VERDICT} if template.unique_count == 1 else {}
 
 
-def test_the_engines_verdict_is_kept_in_the_metadata(
-    tmp_path: Path, portrait: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_engines_verdict_is_kept_in_the_metadata(tmp_path: Path, portrait: Path) -> None:
     engine = JudgingEngine(config.REPOSITORY / "models" / "lite")
-    monkeypatch.setattr(preprocessing, "create_engine", lambda *_: engine)
-    preprocessor = EnhancedMuseTalkPreprocessor(tmp_path, config=EngineConfig(engine="lite"))
+    engines = EngineRegistry(lambda *_: engine)
+    preprocessor = EnhancedMuseTalkPreprocessor(tmp_path, config=EngineConfig(engine="lite"), engines=engines)
     preprocessor.preprocess_template("t", portrait)
     metadata = json.loads((tmp_path / "t_metadata.json").read_text(encoding="utf-8"))
     assert metadata["vae_region"] == VERDICT

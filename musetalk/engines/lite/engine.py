@@ -6,6 +6,7 @@ and mesh faster than they could be read from disk; a generator keeps the few it 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from musetalk.engines.lite.parameters import CHIN_GAIN, PARAMETER_INDEX, RIG_PAR
 from musetalk.errors import CacheError, EngineError
 
 if TYPE_CHECKING:
-    from musetalk.engines.lite.speech import MouthNetwork
+    from musetalk.engines.lite.speech import MouthListener, MouthNetwork, SpeechState
     from musetalk.geometry import Box
     from musetalk.templates.template import Template
 
@@ -111,9 +112,11 @@ class LiteEngine:
             corner = np.array(face.bbox[:2], np.float32)
             yield np.column_stack([face.landmarks - corner, face.landmarks_z]).astype(np.float32)
 
-    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
-        """Rig parameters (k, 10) float32 per frame, in blocks; see `parameters.RIG_PARAMETERS`."""
-        return self._mouth_network.rig_parameters(waveform, fps)
+    def listen(self, fps: Fraction, *, live: bool = False, state: SpeechState | None = None) -> MouthListener:
+        """A listener whose prompts are rig parameters (k, 10) float32; see `parameters.RIG_PARAMETERS`."""
+        from musetalk.engines.lite.speech import LIVE_GRID, WHOLE_GRID
+
+        return self._mouth_network.listen(fps, LIVE_GRID if live else WHOLE_GRID, state)
 
     @cached_property
     def _mouth_network(self) -> MouthNetwork:
@@ -153,6 +156,7 @@ class LiteGenerator:
         self._motions = _own_motions(template)
         self._look: interior.Look | None = None
         self._prepared: OrderedDict[int, PreparedFace] = OrderedDict()
+        self._preparing = threading.Lock()
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
         """Faces (h, w, 3) uint8 BGR of the frames' boxes for rig parameters (B, 10)."""
@@ -164,7 +168,9 @@ class LiteGenerator:
         for i, index in enumerate(indices):
             position = self._template.unique[index % len(self._template)]
             rest = self._motions[position].rest
-            faces.append(render(self._face(position), parameters[i], coefficients[i] + rest))
+            with self._preparing:
+                face = self._face(position)
+            faces.append(render(face, parameters[i], coefficients[i] + rest))
         return faces
 
     def _face(self, position: int) -> PreparedFace:
@@ -185,7 +191,7 @@ class LiteGenerator:
     @property
     def kept_bytes(self) -> int:
         """Size of the prepared template frames that are kept, at most `KEPT_BYTES` or one frame."""
-        return sum(face.nbytes for face in self._prepared.values())
+        return sum(face.nbytes for face in list(self._prepared.values()))
 
     def _measure(self, position: int) -> MeasuredFace:
         template = self._template

@@ -9,7 +9,7 @@ network itself looks ahead 120 ms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,6 @@ from musetalk.whisper import STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_me
 ENCODER_FILE = "whisper_tiny_en_encoder.onnx"
 NETWORK_FILE = "mouth_network.onnx"
 
-CORE_STEPS = 8 * STEPS_PER_SECOND  # steps a window answers for
-CONTEXT_STEPS = STEPS_PER_SECOND  # steps before and after them that it also hears
 SHORTEST_STEPS = 2 * STEPS_PER_SECOND  # shorter windows are padded with silence
 
 SPEECH_LEVEL = 10 ** (-24 / 10)  # mean power of active speech that the encoder is given, -24 dBFS
@@ -58,9 +56,9 @@ def audible(powers: np.ndarray) -> np.ndarray:
 class SpeechLevel:
     """Running estimate of the speaker's level: mean power of active speech, older speech counting less."""
 
-    def __init__(self) -> None:
-        self.power = 0.0
-        self.steps = 0.0
+    def __init__(self, power: float = 0.0, steps: float = 0.0) -> None:
+        self.power = power
+        self.steps = steps
 
     def update(self, powers: np.ndarray) -> float:
         """Take in a window's step powers; returns the level as a power, not below `QUIETEST_LEVEL`."""
@@ -100,53 +98,142 @@ def network_input(window: np.ndarray, level: SpeechLevel) -> NetworkInput:
     return NetworkInput(mel[None], loudness(powers, speech_power))
 
 
-class _Window(NamedTuple):
-    samples: np.ndarray
-    first: int  # step of the window that it answers for first
-    steps: int  # how many
+class Grid(NamedTuple):
+    """How speech is cut into windows, in steps of 20 ms from the session's first sample.
 
-
-def windows(waveform: Iterable[np.ndarray]) -> Iterator[_Window]:
-    """Cut blocks of any length into overlapping windows; their answered steps follow without gap."""
-    core, context = CORE_STEPS * STEP_SAMPLES, CONTEXT_STEPS * STEP_SAMPLES
-    held = np.zeros(0, np.float32)
-    first = 0
-    for block in waveform:
-        held = np.concatenate([held, block.astype(np.float32, copy=False)])
-        while len(held) >= first * STEP_SAMPLES + core + context:
-            yield _Window(held[: first * STEP_SAMPLES + core + context], first, CORE_STEPS)
-            held = held[first * STEP_SAMPLES + core - context :]
-            first = CONTEXT_STEPS
-    steps = -(-len(held) // STEP_SAMPLES) - first
-    if steps > 0:
-        yield _Window(held, first, steps)
-
-
-def frame_values(curves: Iterable[np.ndarray], n_samples: list[int], fps: Fraction) -> Iterator[np.ndarray]:
-    """Sample consecutive blocks (T, 10) of a 50 Hz curve at the frames' middles, linearly between steps.
-
-    `n_samples` holds the one number of samples read so far: the input ends while the curve is drawn, and the
-    frames are `frame_count` of all samples. Values beyond the last step repeat it.
+    Attributes:
+        core: a window answers for so many steps.
+        before, after: steps that it also hears on either side.
     """
-    rate = STEPS_PER_SECOND / fps  # steps per frame
-    held, first_held, done = None, 0, 0
-    for block in curves:
-        held = block if held is None else np.concatenate([held, block])
-        last = first_held + len(held) - 1
+
+    core: int
+    before: int
+    after: int
+
+
+WHOLE_GRID = Grid(8 * STEPS_PER_SECOND, STEPS_PER_SECOND, STEPS_PER_SECOND)
+LIVE_GRID = Grid(4, 60, 4)
+
+
+class SpeechState(NamedTuple):
+    """What a listener remembers between two pieces of speech.
+
+    Attributes:
+        heard: samples so far.
+        samples: (n,) float32, the last of them, from step `first` on.
+        answered: steps whose mouth shape is known.
+        curve: (k, 10) float32, the last known steps, up to `answered`.
+        frames: frames whose mouth shape was given out.
+        level: power and weight of `SpeechLevel`.
+    """
+
+    heard: int = 0
+    samples: np.ndarray = np.zeros(0, np.float32)
+    first: int = 0
+    answered: int = 0
+    curve: np.ndarray = np.zeros((0, len(RIG_PARAMETERS)), np.float32)
+    frames: int = 0
+    level: tuple[float, float] = (0.0, 0.0)
+
+
+class MouthListener:
+    """Rig parameters of one session's speech; an engine's `Listener`.
+
+    Args:
+        network: answers a window at a time.
+        fps: frames per second.
+        grid: how speech is cut into windows; what was heard in which pieces plays no part.
+        state: of an earlier listener, to go on from.
+    """
+
+    def __init__(
+        self, network: MouthNetwork, fps: Fraction, grid: Grid, state: SpeechState | None = None
+    ) -> None:
+        self._network = network
+        self._fps = fps
+        self._grid = grid
+        self._state = state or SpeechState()
+
+    @property
+    def state(self) -> SpeechState:
+        """What is remembered; later hearing makes a new one."""
+        return self._state
+
+    def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Rig parameters (k, 10) float32 of the frames that `samples` (n,) float32 complete."""
+        state = self._state
+        held = np.concatenate([state.samples, samples.astype(np.float32, copy=False)])
+        self._state = state._replace(samples=held, heard=state.heard + len(samples))
+        while len(self._state.samples) >= self._window_end():
+            self._answer(self._grid.core, self._state.samples[: self._window_end()])
+            yield from self._complete_frames()
+
+    def flush(self) -> Iterator[np.ndarray]:
+        """Rig parameters of the frames that remain of what was heard, as if silence followed."""
+        kept = self._state
+        missing = -(-kept.heard // STEP_SAMPLES) - kept.answered
+        if missing > 0:
+            self._answer(missing, kept.samples)
+        state = self._state
+        total = frame_count(state.heard, self._fps)
+        if total > state.frames:
+            first = state.answered - len(state.curve)
+            yield frame_values(state.curve, first, range(state.frames, total), self._fps)
+        # a last step that was heard in part is answered again when the rest of it comes
+        whole = max(kept.answered, state.heard // STEP_SAMPLES)
+        self._state = state._replace(
+            answered=whole, curve=state.curve[: len(state.curve) - (state.answered - whole)], frames=total
+        )
+        self._forget()
+
+    def _window_end(self) -> int:
+        """Samples that are held, at least, when the next window can be answered."""
+        state, grid = self._state, self._grid
+        return (state.answered + grid.core + grid.after - state.first) * STEP_SAMPLES
+
+    def _answer(self, steps: int, window: np.ndarray) -> None:
+        """Adds `steps` steps to the curve, which begin within `window` where it is known to."""
+        state = self._state
+        level = SpeechLevel(*state.level)
+        values = self._network.shapes(window, level)
+        begin = state.answered - state.first
+        self._state = state._replace(
+            curve=np.concatenate([state.curve, values[begin : begin + steps]]),
+            answered=state.answered + steps,
+            level=(level.power, level.steps),
+        )
+        if steps == self._grid.core:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drops samples that no later window hears, and steps that no later frame lies at."""
+        state = self._state
+        first = max(state.first, state.answered - self._grid.before)
+        passed = int((state.frames + Fraction(1, 2)) * STEPS_PER_SECOND / self._fps)
+        unneeded = max(0, min(passed - (state.answered - len(state.curve)), len(state.curve) - 1))
+        self._state = state._replace(
+            samples=state.samples[(first - state.first) * STEP_SAMPLES :].copy(),
+            first=first,
+            curve=state.curve[unneeded:],
+        )
+
+    def _complete_frames(self) -> Iterator[np.ndarray]:
+        state, rate = self._state, STEPS_PER_SECOND / self._fps  # steps per frame
+        last = state.answered - 1
         complete = int((last - 1) / rate - Fraction(1, 2)) + 1 if last > rate / 2 else 0
-        complete = max(done, min(complete, frame_count(n_samples[0], fps)))
-        if complete > done:
-            yield _interpolated(held, first_held, range(done, complete), rate)
-            done = complete
-            passed = max(0, min(int((done + Fraction(1, 2)) * rate) - first_held, len(held) - 1))
-            held, first_held = held[passed:], first_held + passed
-    total = frame_count(n_samples[0], fps)
-    if held is not None and total > done:
-        yield _interpolated(held, first_held, range(done, total), rate)
+        complete = min(complete, frame_count(state.heard, self._fps))
+        if complete > state.frames:
+            first = state.answered - len(state.curve)
+            yield frame_values(state.curve, first, range(state.frames, complete), self._fps)
+            self._state = state._replace(frames=complete)
 
 
-def _interpolated(curve: np.ndarray, first_step: int, frames: range, rate: Fraction) -> np.ndarray:
-    steps = (np.arange(frames.start, frames.stop) + 0.5) * float(rate) - first_step
+def frame_values(curve: np.ndarray, first_step: int, frames: range, fps: Fraction) -> np.ndarray:
+    """A 50 Hz curve (T, d) that begins at step `first_step`, at the middles of `frames`: (k, d) float32.
+
+    Linearly between steps; what lies beyond the last step repeats it.
+    """
+    steps = (np.arange(frames.start, frames.stop) + 0.5) * float(STEPS_PER_SECOND / fps) - first_step
     before = np.clip(np.floor(steps).astype(int), 0, len(curve) - 1)
     after = np.minimum(before + 1, len(curve) - 1)
     share = np.clip(steps - before, 0, 1)[:, None].astype(np.float32)
@@ -167,34 +254,21 @@ class MouthNetwork:
         self.encoder = open_session(models_dir / ENCODER_FILE)
         self.network = open_session(models_dir / NETWORK_FILE)
 
-    def rig_parameters(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
-        """Mouth shapes of floor(samples × fps / 16000) frames, in blocks.
+    def listen(
+        self, fps: Fraction, grid: Grid = WHOLE_GRID, state: SpeechState | None = None
+    ) -> MouthListener:
+        """A listener that gives mouth shapes in the order and ranges of `RIG_PARAMETERS`."""
+        return MouthListener(self, fps, grid, state)
 
-        Args:
-            waveform: float32 (n,) blocks at 16 kHz, of any length; memory holds one window of them.
-            fps: frames per second.
+    def shapes(self, window: np.ndarray, level: SpeechLevel) -> np.ndarray:
+        """Rig parameters (T, 10) at 50 steps per second of (n,) float32 samples, T ≥ n / 320.
 
-        Returns:
-            Blocks (k, 10) float32, k ≥ 1, in the order and ranges of `RIG_PARAMETERS`.
+        Step j stands for the time j × 20 ms of the window; `level` takes the window in.
         """
-        n_samples = [0]
-
-        def counted() -> Iterator[np.ndarray]:
-            for block in waveform:
-                n_samples[0] += len(block)
-                yield block
-
-        return frame_values(self.curves(counted()), n_samples, fps)
-
-    def curves(self, waveform: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rig parameters at 50 steps per second, (T, 10) blocks; step j stands for the time j × 20 ms."""
-        level = SpeechLevel()
-        for window in windows(waveform):
-            given = network_input(window.samples, level)
-            (states,) = self.encoder.run(None, {"mel": given.mel})
-            (values,) = self.network.run(None, {"hidden_states": states, "loudness": given.loudness})
-            values = np.clip(values, LOW, HIGH) * audible(step_powers(window.samples, len(values)))[:, None]
-            yield values[window.first : window.first + window.steps]
+        given = network_input(window, level)
+        (states,) = self.encoder.run(None, {"mel": given.mel})
+        (values,) = self.network.run(None, {"hidden_states": states, "loudness": given.loudness})
+        return np.clip(values, LOW, HIGH) * audible(step_powers(window, len(values)))[:, None]
 
 
 def open_session(path: Path) -> Any:

@@ -39,7 +39,7 @@ from musetalk.engines.musetalk.region import (
 )
 from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
 from musetalk.weights.files import MuseTalkFiles, latents_fingerprint, sampled_digest
-from musetalk.whisper import N_MELS, audio_prompts, hidden_states
+from musetalk.whisper import N_MELS, PromptListener, PromptState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,9 +247,11 @@ class MuseTalkEngine:
             means = posterior.mean.float() * vae.config.scaling_factor
             return torch.cat(means.chunk(2), dim=1)[:, None].contiguous().cpu().numpy()
 
-    def audio_prompts(self, waveform: Iterable[np.ndarray], fps: Fraction) -> Iterator[np.ndarray]:
-        """(k, 10 × (layers + 1), 384) float32 blocks, one prompt per video frame."""
-        return audio_prompts(hidden_states(waveform, self._encode_audio), fps)
+    def listen(
+        self, fps: Fraction, *, live: bool = False, state: PromptState | None = None
+    ) -> PromptListener:
+        """A listener whose prompts are (k, 10 × (layers + 1), 384) float32 blocks, one per video frame."""
+        return PromptListener(self._encode_audio, fps, live=live, state=state)
 
     def _encode_audio(self, mel: np.ndarray) -> np.ndarray:
         """(80, 3000) float32 → (layers + 1, 1500, 384) float32.

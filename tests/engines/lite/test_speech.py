@@ -1,5 +1,6 @@
 """The mouth network at run time: frame counts and times at any rate, streaming, level, and stillness."""
 
+import pickle
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -8,10 +9,20 @@ import numpy as np
 import pytest
 
 from musetalk.config import REPOSITORY
+from musetalk.engines.base import hear_all
 from musetalk.engines.lite import speech
 from musetalk.engines.lite.parameters import OPENING_GAIN, PARAMETER_INDEX
-from musetalk.engines.lite.speech import MouthNetwork, SpeechLevel, frame_values, network_input, windows
+from musetalk.engines.lite.speech import (
+    LIVE_GRID,
+    WHOLE_GRID,
+    MouthListener,
+    MouthNetwork,
+    SpeechLevel,
+    frame_values,
+    network_input,
+)
 from musetalk.errors import WeightsError
+from musetalk.whisper import frame_count
 
 MODELS = REPOSITORY / "models" / "lite"
 
@@ -34,6 +45,10 @@ def _blocks(waveform: np.ndarray, size: int):
     return (waveform[i : i + size] for i in range(0, len(waveform), size))
 
 
+def _rig_parameters(network, waveform, fps):
+    return hear_all(network.listen(fps), waveform)
+
+
 def _opening(parameters: np.ndarray) -> np.ndarray:
     total = sum(gain * parameters[:, PARAMETER_INDEX[name]] for name, gain in OPENING_GAIN.items())
     return total * (1 - parameters[:, PARAMETER_INDEX["lip_press"]])
@@ -44,21 +59,21 @@ def _opening(parameters: np.ndarray) -> np.ndarray:
     "fps", [Fraction(25), Fraction(30_000, 1001), Fraction(60), Fraction(1), Fraction(240)]
 )
 def test_gives_exactly_floor_of_duration_times_fps_frames(network, n_samples, fps):
-    blocks = list(network.rig_parameters(_blocks(np.zeros(n_samples, np.float32), 4096), fps))
+    blocks = list(_rig_parameters(network, _blocks(np.zeros(n_samples, np.float32), 4096), fps))
     assert sum(map(len, blocks)) == n_samples * fps // 16_000
     assert all(len(block) and block.shape[1] == 10 and block.dtype == np.float32 for block in blocks)
 
 
 def test_block_lengths_of_the_input_change_nothing(network):
     waveform = _speech(11)
-    whole = np.concatenate(list(network.rig_parameters([waveform], Fraction(30))))
-    pieces = np.concatenate(list(network.rig_parameters(_blocks(waveform, 1237), Fraction(30))))
+    whole = np.concatenate(list(_rig_parameters(network, [waveform], Fraction(30))))
+    pieces = np.concatenate(list(_rig_parameters(network, _blocks(waveform, 1237), Fraction(30))))
     np.testing.assert_array_equal(whole, pieces)
 
 
 def test_the_same_sound_gives_the_same_bytes(network):
     first, second = (
-        b"".join(block.tobytes() for block in network.rig_parameters([_speech(3)], Fraction(25)))
+        b"".join(block.tobytes() for block in _rig_parameters(network, [_speech(3)], Fraction(25)))
         for _ in range(2)
     )
     assert first == second
@@ -66,7 +81,7 @@ def test_the_same_sound_gives_the_same_bytes(network):
 
 def test_values_stay_in_the_parameters_ranges(network):
     noise = np.random.default_rng(1).standard_normal(80_000).astype(np.float32)
-    values = np.concatenate(list(network.rig_parameters([noise], Fraction(25))))
+    values = np.concatenate(list(_rig_parameters(network, [noise], Fraction(25))))
     assert (values >= speech.LOW).all()
     assert (values <= speech.HIGH).all()
 
@@ -74,7 +89,7 @@ def test_values_stay_in_the_parameters_ranges(network):
 def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
     speech = _speech(3)
     waveform = np.concatenate([np.zeros(32_000, np.float32), speech, np.zeros(48_000, np.float32)])
-    opening = _opening(np.concatenate(list(network.rig_parameters([waveform], Fraction(25)))))
+    opening = _opening(np.concatenate(list(_rig_parameters(network, [waveform], Fraction(25)))))
     assert opening[50:125].max() > 0.05
     assert opening[:40].max() < 0.005
     assert opening[130:].max() < 0.005
@@ -82,7 +97,7 @@ def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
 
 def test_lips_meet_on_p_b_and_m_and_the_lip_tucks_on_f_and_v(network):
     waveform = SPEECH["waveform"].astype(np.float32) / 32768
-    values = np.concatenate(list(network.rig_parameters([waveform], Fraction(50))))
+    values = np.concatenate(list(_rig_parameters(network, [waveform], Fraction(50))))
     opening, tuck = _opening(values), values[:, PARAMETER_INDEX["lip_tuck"]]
     met, tucked = [], []
     for phone, start, end in zip(SPEECH["phones"], SPEECH["starts"], SPEECH["ends"], strict=True):
@@ -100,7 +115,7 @@ def test_quiet_and_loud_recordings_talk_alike(network):
     loud = _speech(4) * 3
     quiet = loud * np.float32(10 ** (-30 / 20))
     curves = [
-        _opening(np.concatenate(list(network.rig_parameters([w], Fraction(25))))) for w in (loud, quiet)
+        _opening(np.concatenate(list(_rig_parameters(network, [w], Fraction(25))))) for w in (loud, quiet)
     ]
     assert np.corrcoef(curves)[0, 1] > 0.98
     assert curves[1].std() > 0.7 * curves[0].std()
@@ -108,7 +123,7 @@ def test_quiet_and_loud_recordings_talk_alike(network):
 
 def test_every_frame_rate_samples_the_same_curve(network):
     waveform = _speech(4)
-    slow, fast = (np.concatenate(list(network.rig_parameters([waveform], Fraction(f)))) for f in (25, 50))
+    slow, fast = (np.concatenate(list(_rig_parameters(network, [waveform], Fraction(f)))) for f in (25, 50))
     # frame i at 25 fps lies at 0.02 + 0.04 i s, halfway between the frames 2 i and 2 i + 1 at 50 fps
     np.testing.assert_allclose(slow, (fast[0::2] + fast[1::2]) / 2, atol=0.25)
     assert np.abs(slow - (fast[0::2] + fast[1::2]) / 2).mean() < 0.02
@@ -116,28 +131,75 @@ def test_every_frame_rate_samples_the_same_curve(network):
 
 def test_frames_take_the_curve_at_their_middle():
     ramp = np.arange(200, dtype=np.float32)[:, None]  # value = step = 20 ms
-    frames = np.concatenate(list(frame_values([ramp], [64_000], Fraction(25))))
+    frames = frame_values(ramp, 0, range(100), Fraction(25))
     np.testing.assert_allclose(frames[:, 0], 50 * (np.arange(100) + 0.5) / 25, rtol=1e-6)
+    later = frame_values(ramp[60:], 60, range(40, 100), Fraction(25))
+    np.testing.assert_array_equal(later, frames[40:])
+
+
+class NumberedNetwork:
+    """Answers each step with the sample that it begins with; keeps how long its windows were."""
+
+    def __init__(self):
+        self.lengths = []
+
+    def shapes(self, window: np.ndarray, level: SpeechLevel) -> np.ndarray:
+        self.lengths.append(len(window))
+        return np.repeat(window[::320, None], 10, axis=1)
 
 
 @pytest.mark.parametrize(
     "fps", [Fraction(24_000, 1001), Fraction(25), Fraction(50), Fraction(7, 2), Fraction(120)]
 )
-def test_frame_values_do_not_depend_on_how_the_curve_is_cut(fps):
-    curve = np.random.default_rng(2).random((500, 10), np.float32)
-    whole = np.concatenate(list(frame_values([curve], [160_000], fps)))
-    cuts = np.concatenate(list(frame_values(np.split(curve, [3, 57, 58, 300]), [160_000], fps)))
-    assert len(whole) == 160_000 * fps // 16_000
-    np.testing.assert_allclose(whole, cuts, atol=1e-6)
+@pytest.mark.parametrize("grid", [WHOLE_GRID, LIVE_GRID])
+def test_each_step_is_answered_once_from_a_bounded_window(grid, fps):
+    waveform, network = np.arange(16_000 * 21 + 5, dtype=np.float32), NumberedNetwork()
+    listener = MouthListener(network, fps, grid)
+    frames = np.concatenate(list(hear_all(listener, _blocks(waveform, 3001))))
+    middles = (np.arange(len(frames)) + 0.5) / float(fps) * 16_000
+    assert len(frames) == frame_count(len(waveform), fps)
+    np.testing.assert_allclose(frames[:, 0], np.minimum(middles, 16_000 * 21), atol=0.5)
+    assert max(network.lengths) <= sum(grid) * 320
 
 
-def test_windows_answer_for_each_step_once_and_overlap():
-    waveform = np.arange(16_000 * 21 + 5, dtype=np.float32)
-    cut = list(windows(_blocks(waveform, 3001)))
-    answered = [w.samples[w.first * 320 : (w.first + w.steps) * 320] for w in cut]
-    np.testing.assert_array_equal(np.concatenate(answered), waveform)
-    assert all(w.first == 50 for w in cut[1:])
-    assert max(len(w.samples) for w in cut) <= 10 * 16_000 + 3001
+@pytest.mark.parametrize("size", [1, 319, 320, 5333])
+def test_live_prompts_are_the_same_however_the_speech_is_cut(network, size):
+    waveform = _speech(1.5 if size == 1 else 6)
+    whole, pieces = (
+        b"".join(block.tobytes() for block in hear_all(network.listen(Fraction(25), LIVE_GRID), blocks))
+        for blocks in ([waveform], _blocks(waveform, size))
+    )
+    assert whole == pieces
+
+
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30_000, 1001), Fraction(60)])
+def test_live_prompts_leave_at_most_200_ms_behind_the_sound(network, fps):
+    listener, given = network.listen(fps, LIVE_GRID), 0
+    for heard, block in enumerate(_blocks(_speech(3), 160), 1):
+        given += sum(map(len, listener.hear(block)))
+        begun = (heard * 160 - 3200) * fps / 16_000  # frames on screen 200 ms ago
+        assert given >= int(begun)
+
+
+def test_live_curves_are_those_of_the_whole_speech(network):
+    waveform = _speech(30)
+    live, whole = (
+        _opening(np.concatenate(list(hear_all(network.listen(Fraction(25), grid), [waveform]))))
+        for grid in (LIVE_GRID, WHOLE_GRID)
+    )
+    assert np.corrcoef(live, whole)[0, 1] > 0.98
+
+
+def test_segments_join_to_the_session_they_are_cut_from(network):
+    waveform, fps = _speech(6), Fraction(30_000, 1001)
+    whole = np.concatenate(list(hear_all(network.listen(fps), [waveform])))
+    state, joined = None, []
+    for number, segment in enumerate(_blocks(waveform, 8000), 1):
+        listener = network.listen(fps, state=pickle.loads(pickle.dumps(state)))
+        joined += [*listener.hear(segment), *listener.flush()]
+        state = listener.state
+        assert sum(map(len, joined)) == frame_count(number * 8000, fps)
+    assert np.corrcoef(_opening(np.concatenate(joined)), _opening(whole))[0, 1] > 0.95
 
 
 def test_first_frames_leave_before_the_last_sound_was_read(network):
@@ -148,7 +210,7 @@ def test_first_frames_leave_before_the_last_sound_was_read(network):
             read.append(second)
             yield np.zeros(16_000, np.float32)
 
-    frames = network.rig_parameters(waveform(), Fraction(25))
+    frames = _rig_parameters(network, waveform(), Fraction(25))
     assert len(next(iter(frames))) > 100
     assert max(read) < 12
 
@@ -156,7 +218,9 @@ def test_first_frames_leave_before_the_last_sound_was_read(network):
 def test_memory_does_not_grow_with_the_length(network):
     def peak(seconds: int) -> int:
         tracemalloc.start()
-        for _ in network.rig_parameters((np.zeros(16_000, np.float32) for _ in range(seconds)), Fraction(25)):
+        for _ in _rig_parameters(
+            network, (np.zeros(16_000, np.float32) for _ in range(seconds)), Fraction(25)
+        ):
             pass
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -190,7 +254,7 @@ def test_networks_see_the_same_spectrum_at_any_recording_level():
 def test_not_a_number_in_the_sound_is_silence(network):
     waveform = _speech(2)
     waveform[5000:5100] = np.nan
-    values = np.concatenate(list(network.rig_parameters([waveform], Fraction(25))))
+    values = np.concatenate(list(_rig_parameters(network, [waveform], Fraction(25))))
     assert np.isfinite(values).all()
     assert values.std() > 0
 

@@ -29,7 +29,7 @@ torch = pytest.importorskip("torch", reason=NEEDS_FULL)
 pytest.importorskip("diffusers", reason=NEEDS_FULL)
 pytest.importorskip("transformers", reason=NEEDS_FULL)
 
-from musetalk.engines.base import FaceFrame  # noqa: E402
+from musetalk.engines.base import FaceFrame, hear_all  # noqa: E402
 from musetalk.engines.choice import create_engine  # noqa: E402
 from musetalk.engines.musetalk import networks  # noqa: E402
 from musetalk.engines.musetalk.engine import (  # noqa: E402
@@ -386,7 +386,7 @@ def test_a_whisper_of_another_width_is_refused(models: Path) -> None:
     write_whisper(models, {**SIZES["tiny"].whisper, "d_model": 96}, seed=0)
     engine = make_engine(models)
     with pytest.raises(WeightsError, match="another Whisper"):
-        next(engine.audio_prompts([np.zeros(16_000, np.float32)], FPS_25))
+        next(hear_all(engine.listen(FPS_25), [np.zeros(16_000, np.float32)]))
 
 
 def test_the_official_files_older_key_names_load(
@@ -411,7 +411,7 @@ def test_the_official_files_older_key_names_load(
     crop = whole(golden["crop0"])
     np.testing.assert_array_equal(next(renamed.encode([crop])), next(engine.encode([crop])))
     tone = [np.sin(np.arange(8_000) / 20).astype(np.float32)]
-    found, expected = renamed.audio_prompts(tone, FPS_25), engine.audio_prompts(tone, FPS_25)
+    found, expected = (hear_all(e.listen(FPS_25), tone) for e in (renamed, engine))
     np.testing.assert_array_equal(next(found), next(expected))
 
 
