@@ -25,7 +25,6 @@ MEL_FRAMES = SEGMENT_SAMPLES // HOP
 MEL_CHUNK = 300  # frames transformed at once, few enough to stay in the processor's cache
 STEP_SAMPLES = 2 * HOP  # samples per encoder step: the encoder's second convolution has stride 2
 STEPS_PER_SECOND = SAMPLE_RATE // STEP_SAMPLES
-SEGMENT_STEPS = SEGMENT_SAMPLES // STEP_SAMPLES
 WINDOW_STEPS = 10  # steps of one audio prompt: 2 × (2 left + 2 right + 1)
 PIECE_STEPS = 250
 BLOCK_FRAMES = 64  # frames of audio prompts that leave together

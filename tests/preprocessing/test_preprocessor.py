@@ -28,7 +28,7 @@ class JudgingEngine(LiteEngine):
 def test_the_engines_verdict_is_kept_in_the_metadata(
     tmp_path: Path, portrait: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = JudgingEngine(config.REPOSITORY / "models" / "lite")
+    engine = JudgingEngine(config.LITE_MODELS)
     monkeypatch.setattr(preprocessing, "create_engine", lambda *_: engine)
     preprocessor = EnhancedMuseTalkPreprocessor(tmp_path, config=EngineConfig(engine="lite"))
     preprocessor.preprocess_template("t", portrait)

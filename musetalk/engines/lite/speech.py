@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from musetalk.device import usable_cores
-from musetalk.engines.lite.parameters import RIG_PARAMETERS
+from musetalk.engines.lite.parameters import HIGH, LOW
 from musetalk.errors import WeightsError
 from musetalk.whisper import STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_mel
 
@@ -35,9 +35,6 @@ AUDIBLE = 10 ** (-66 / 10)  # mean power; where nothing within 200 ms is louder 
 AUDIBLE_REACH = STEPS_PER_SECOND // 5  # steps
 LEVEL_MEMORY = 30 * STEPS_PER_SECOND  # steps after which the level has forgotten half
 LOWEST_LOUDNESS, HIGHEST_LOUDNESS = -4.0, 1.5  # bel over the speaker's level
-
-LOW = np.array([parameter.low for parameter in RIG_PARAMETERS], np.float32)
-HIGH = np.array([parameter.high for parameter in RIG_PARAMETERS], np.float32)
 
 
 def step_powers(waveform: np.ndarray, n_steps: int) -> np.ndarray:

@@ -7,18 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk.config import REPOSITORY
+from musetalk.config import LITE_MODELS
 from musetalk.engines.lite import speech
-from musetalk.engines.lite.parameters import OPENING_GAIN, PARAMETER_INDEX
+from musetalk.engines.lite.parameters import HIGH, LOW, PARAMETER_INDEX, rig_opening
 from musetalk.engines.lite.speech import MouthNetwork, SpeechLevel, frame_values, network_input, windows
 from musetalk.errors import WeightsError
-
-MODELS = REPOSITORY / "models" / "lite"
 
 
 @pytest.fixture(scope="module")
 def network():
-    return MouthNetwork(MODELS)
+    return MouthNetwork(LITE_MODELS)
 
 
 SPEECH = np.load(Path(__file__).parents[2] / "data" / "lite" / "speech_flite_rms.npz")
@@ -32,11 +30,6 @@ def _speech(seconds: float) -> np.ndarray:
 
 def _blocks(waveform: np.ndarray, size: int):
     return (waveform[i : i + size] for i in range(0, len(waveform), size))
-
-
-def _opening(parameters: np.ndarray) -> np.ndarray:
-    total = sum(gain * parameters[:, PARAMETER_INDEX[name]] for name, gain in OPENING_GAIN.items())
-    return total * (1 - parameters[:, PARAMETER_INDEX["lip_press"]])
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 639, 640, 16_000, 130_001])
@@ -67,14 +60,14 @@ def test_the_same_sound_gives_the_same_bytes(network):
 def test_values_stay_in_the_parameters_ranges(network):
     noise = np.random.default_rng(1).standard_normal(80_000).astype(np.float32)
     values = np.concatenate(list(network.rig_parameters([noise], Fraction(25))))
-    assert (values >= speech.LOW).all()
-    assert (values <= speech.HIGH).all()
+    assert (values >= LOW).all()
+    assert (values <= HIGH).all()
 
 
 def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
     speech = _speech(3)
     waveform = np.concatenate([np.zeros(32_000, np.float32), speech, np.zeros(48_000, np.float32)])
-    opening = _opening(np.concatenate(list(network.rig_parameters([waveform], Fraction(25)))))
+    opening = rig_opening(np.concatenate(list(network.rig_parameters([waveform], Fraction(25)))))
     assert opening[50:125].max() > 0.05
     assert opening[:40].max() < 0.005
     assert opening[130:].max() < 0.005
@@ -83,7 +76,7 @@ def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
 def test_lips_meet_on_p_b_and_m_and_the_lip_tucks_on_f_and_v(network):
     waveform = SPEECH["waveform"].astype(np.float32) / 32768
     values = np.concatenate(list(network.rig_parameters([waveform], Fraction(50))))
-    opening, tuck = _opening(values), values[:, PARAMETER_INDEX["lip_tuck"]]
+    opening, tuck = rig_opening(values), values[:, PARAMETER_INDEX["lip_tuck"]]
     met, tucked = [], []
     for phone, start, end in zip(SPEECH["phones"], SPEECH["starts"], SPEECH["ends"], strict=True):
         frames = slice(int((start - 0.06) * 50), int((end + 0.06) * 50) + 1)
@@ -100,7 +93,7 @@ def test_quiet_and_loud_recordings_talk_alike(network):
     loud = _speech(4) * 3
     quiet = loud * np.float32(10 ** (-30 / 20))
     curves = [
-        _opening(np.concatenate(list(network.rig_parameters([w], Fraction(25))))) for w in (loud, quiet)
+        rig_opening(np.concatenate(list(network.rig_parameters([w], Fraction(25))))) for w in (loud, quiet)
     ]
     assert np.corrcoef(curves)[0, 1] > 0.98
     assert curves[1].std() > 0.7 * curves[0].std()
@@ -205,5 +198,5 @@ def test_missing_or_damaged_weights_are_named(tmp_path, content):
 
 def test_network_has_fewer_parameters_than_two_million():
     onnx = pytest.importorskip("onnx", reason="needs the full environment (make install-full)")
-    graph = onnx.load(str(MODELS / speech.NETWORK_FILE)).graph
+    graph = onnx.load(str(LITE_MODELS / speech.NETWORK_FILE)).graph
     assert sum(int(np.prod(tensor.dims)) for tensor in graph.initializer) <= 2_000_000
