@@ -259,12 +259,9 @@ def json_text(result: dict[str, Any]) -> str:
 
 
 def _write(output: Path, result: dict[str, Any], panels: Sequence[Panel]) -> None:
-    import cv2
-
     output.mkdir(parents=True, exist_ok=True)
     (output / "scores.json").write_text(json_text(result), encoding="utf-8")
-    _, png = cv2.imencode(".png", draw_panels(panels))
-    (output / "tracks.png").write_bytes(png.tobytes())
+    draw_panels(panels, output / "tracks.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

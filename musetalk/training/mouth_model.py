@@ -3,6 +3,10 @@
 The network that ships is the mean of several small members trained on different shares of synthetic and real
 speech: synthetic labels know every phone and every closure, real tracks how far mouths move, and the mean
 keeps one recorded man's habits from taking over. A member sees 120 ms to each side.
+
+The ONNX graph is written node by node, as the encoder's is, to keep weights float16 on disk: of the same
+members `torch.onnx.export` (torch 2.13) makes 4.6 MB instead of 2.2, of other bytes with equal results, and
+its older exporter, for the assignments to columns, a graph that onnxruntime refuses.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ the distances that a face mesh measures on a video.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS, rig_opening, rig_width
 from musetalk.training import scores
 from musetalk.training.corpus import TRACK_RATE, Sample
-from musetalk.training.plots import Panel, draw_panels
+from musetalk.training.plots import Panel
 from musetalk.whisper import STEPS_PER_SECOND
 
 Predict = Callable[[Sample], np.ndarray]
@@ -108,14 +107,6 @@ def sample_panels(sample: Sample, predict: Predict, title: str) -> list[Panel]:
         Panel(f"{title}: {name}, eye distances", {"truth": truth, "network": curve}, rate)
         for name, truth, curve in zip(names, truths, curves, strict=True)
     ]
-
-
-def write_png(path: Path, panels: Sequence[Panel]) -> None:
-    """Draw the panels into a PNG file."""
-    import cv2
-
-    _, png = cv2.imencode(".png", draw_panels(panels), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    path.write_bytes(png.tobytes())
 
 
 def _row(*cells: object) -> str:

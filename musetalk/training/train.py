@@ -29,6 +29,7 @@ from musetalk.engines.lite.speech import NETWORK_FILE, open_session
 from musetalk.errors import InputError, MuseTalkError
 from musetalk.training import corpus, report, voices
 from musetalk.training.convert_encoder import ENCODER_PATH
+from musetalk.training.plots import draw_panels
 from musetalk.whisper import STEPS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -420,7 +421,7 @@ def _write_report(
         for recording in shown
         for panel in report.sample_panels(recording.samples[0], predict, recording.name)
     ]
-    report.write_png(output / "curves.png", panels)
+    draw_panels(panels, output / "curves.png")
     seconds = {
         f"{recording.name} ({recording.language})": sum(len(s.loudness) for s in recording.samples)
         / STEPS_PER_SECOND
