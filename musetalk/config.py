@@ -24,6 +24,7 @@ RuntimeRequest = Literal["auto", "torch", "openvino"]
 Switch = Literal["auto", "on", "off"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LITE_MODELS = REPOSITORY / "models" / "lite"  # bundled: lite's networks, the demo's portraits and speech
 MEDIAPIPE_PACKAGE = "mediapipe==0.10.21"  # installed with --no-deps; the last release with its models
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")

@@ -1,9 +1,8 @@
-"""Boxes, landmark index sets, the reference's face box and smoothing over time.
+"""Boxes, the reference's face box, and smoothing over time.
 
 Boxes are whole pixels with exclusive right and lower edges, as the reference stores them in template
 caches. Its box is not the detector's: it reaches from the chin to as far above the middle of the nose
 as the chin lies below, so that the nose stays in the same place of the crop whatever the hairline is.
-Landmark sets index MediaPipe's 478-point mesh; left and right are the person's own.
 """
 
 from __future__ import annotations
@@ -16,36 +15,6 @@ Box = tuple[int, int, int, int]
 
 NO_FACE: Box = (0, 0, 0, 0)  # a frame without a face keeps its place with this box
 CROP_EXPANSION = 1.5  # crop box over face box, both measured by the longer side
-MESH_POINTS = 478
-
-OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
-INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
-FACE_OVAL = (
-    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
-    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
-)
-RIGHT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
-LEFT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
-RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
-LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)
-NOSE = (168, 122, 174, 198, 49, 64, 98, 97, 2, 326, 327, 294, 279, 420, 399, 351)
-CHIN = 152
-FOREHEAD = 10
-EYE_CORNERS = (33, 263)  # outer corners, right and left; their distance is the face's unit of length
-
-# The 68 points of the iBUG scheme (300-W, Sagonas et al. 2013) that DWPose and 2DFAN4 give, each as the
-# mesh point nearest to its definition: jaw 0-16 at even steps along the oval from ear to ear, brows
-# 17-26, bridge 27-30 from the nasion (168) to the tip (4) in thirds, nostrils 31-35, eyes 36-47, outer
-# lips 48-59, inner lips 60-67. Read left to right in the picture.
-MESH_TO_68 = (
-    *(127, 234, 132, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 361, 454, 356),
-    *(70, 63, 105, 66, 107, 336, 296, 334, 293, 300),
-    *(168, 197, 195, 4, 98, 97, 2, 326, 327),
-    *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),
-    *(61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91),
-    *(78, 81, 13, 311, 308, 402, 14, 178),
-)
-
 _NOSE_MIDDLE = 29  # of the 68 points; the reference's "half face" line
 _CUT_SHIFT = 0.5  # a face that moves further than this times its side between two frames is another shot
 

@@ -25,7 +25,6 @@ MEL_FRAMES = SEGMENT_SAMPLES // HOP
 MEL_CHUNK = 300  # frames transformed at once, few enough to stay in the processor's cache
 STEP_SAMPLES = 2 * HOP  # samples per encoder step: the encoder's second convolution has stride 2
 STEPS_PER_SECOND = SAMPLE_RATE // STEP_SAMPLES
-SEGMENT_STEPS = SEGMENT_SAMPLES // STEP_SAMPLES
 WINDOW_STEPS = 10  # steps of one audio prompt: 2 × (2 left + 2 right + 1)
 PIECE_STEPS = 250  # whose prompts are made at once, so that a segment isn't copied whole
 LIVE_STEPS = 2
@@ -150,7 +149,7 @@ class PromptListener:
             if self._live:
                 yield from self._answer_live()
             if len(self._state.samples) == SEGMENT_SAMPLES:
-                yield from self._answer(SEGMENT_SAMPLES, SEGMENT_STEPS)
+                yield from self._answer(SEGMENT_SAMPLES, SEGMENT_SAMPLES // STEP_SAMPLES)
                 self._state = self._state._replace(samples=np.zeros(0, np.float32))
 
     def flush(self) -> Iterator[np.ndarray]:

@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk.config import REPOSITORY
 from musetalk.geometry import Box, crop_box
 from musetalk.templates.template import Template
-
-PORTRAIT = REPOSITORY / "models" / "lite" / "portraits" / "astronaut.jpg"
-SPEECH = REPOSITORY / "models" / "lite" / "speech" / "demo_en.flac"
+from musetalk.tools.demo import PORTRAIT, SPEECH
 
 
 @pytest.fixture

@@ -52,19 +52,19 @@ def test_crop_box_is_a_square_around_the_box() -> None:
     assert geometry.crop_box((220, 120, 400, 330)) == (153, 68, 467, 382)
 
 
+def test_the_crop_is_black_beyond_the_frame() -> None:
+    frame = np.full((10, 12, 3), 9, np.uint8)
+    crop = geometry.crop_frame(frame, (-2, -3, 14, 13))
+    assert crop.shape == (16, 16, 3)
+    np.testing.assert_array_equal(crop[3:13, 2:14], frame)
+    assert int(crop.sum()) == int(frame.sum())
+    assert not geometry.crop_frame(frame, (50, 50, 60, 60)).any()
+
+
 def test_overlap() -> None:
     assert geometry.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
     assert geometry.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
     assert geometry.overlap((0, 0, 10, 10), (10, 0, 20, 10)) == 0
-
-
-def test_every_landmark_set_lies_on_the_mesh() -> None:
-    sets = [geometry.MESH_TO_68, geometry.OUTER_LIPS, geometry.INNER_LIPS, geometry.FACE_OVAL, geometry.NOSE]
-    sets += [geometry.RIGHT_EYE, geometry.LEFT_EYE, geometry.RIGHT_BROW, geometry.LEFT_BROW]
-    assert len(geometry.MESH_TO_68) == 68
-    for indices in sets:
-        assert len(set(indices)) == len(indices)
-        assert all(0 <= index < geometry.MESH_POINTS for index in indices)
 
 
 def test_smoothing_keeps_steady_motion() -> None:

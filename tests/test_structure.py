@@ -95,6 +95,13 @@ def test_imports_point_one_way(path):
         assert inside or _layer(target) < _layer(own), f"{own} imports {target}"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_only_engines_and_programs_beside_the_product_know_an_engine_from_inside(path):
+    if _name(path).split(".")[0] not in {"engines", "training", "tools", "benchmark"}:
+        rooms = [name for name in _own_imports(path) if name.startswith(("engines.lite", "engines.musetalk"))]
+        assert not rooms
+
+
 def test_no_module_imports_itself_by_a_detour():
     graph = {_name(path): set(_own_imports(path)) - {_name(path), ""} for path in SOURCES}
     graphlib.TopologicalSorter(graph).prepare()

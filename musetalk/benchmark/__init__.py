@@ -1,0 +1,1 @@
+"""What the pipeline costs, measured: `python -m musetalk.benchmark`."""

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from musetalk.config import FACE_SIZE, REPOSITORY, EngineName, PreprocessingConfig
+from musetalk.config import FACE_SIZE, EngineName, PreprocessingConfig
 from musetalk.errors import InputError
 from musetalk.geometry import Box, crop_box
+from musetalk.media.audio import SAMPLE_RATE
 from musetalk.templates.template import Template
-from musetalk.whisper import SAMPLE_RATE, frame_count
+from musetalk.tools.demo import PORTRAIT, SPEECH
+from musetalk.whisper import frame_count
 
 if TYPE_CHECKING:
     from musetalk.engines.base import FaceFrame
 
 TemplateKind = Literal["image", "video"]
 
-PORTRAIT = REPOSITORY / "models" / "lite" / "portraits" / "astronaut.jpg"
-SPEECH = REPOSITORY / "models" / "lite" / "speech" / "demo_en.flac"
 PORTRAIT_FACE = (179 / 512, 51 / 512, 270 / 512, 187 / 512)  # of the portrait's width and height
 SIZES = {
     "256": (256, 256),

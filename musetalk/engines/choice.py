@@ -147,4 +147,4 @@ def create_engine(name: EngineName, engine_config: EngineConfig, device: str) ->
         return MuseTalkEngine(files.find_files(engine_config.models), engine_config, device)
     from musetalk.engines.lite.engine import LiteEngine
 
-    return LiteEngine(config.REPOSITORY / "models" / "lite")
+    return LiteEngine(config.LITE_MODELS)

@@ -1,0 +1,1 @@
+"""Faces in a frame: detectors, parsers, and the head's landmarks."""

@@ -13,9 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from musetalk.geometry import (
-    Box,
-)
+from musetalk.geometry import Box
 
 
 @dataclass(frozen=True)

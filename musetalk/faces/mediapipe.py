@@ -21,7 +21,8 @@ import numpy as np
 from musetalk.config import MEDIAPIPE_PACKAGE
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face, by_size
-from musetalk.geometry import MESH_TO_68, Box, bounding_box, overlap
+from musetalk.faces.head import MESH_TO_68
+from musetalk.geometry import Box, bounding_box, overlap
 
 log = logging.getLogger(__name__)
 _STDERR = 2  # file descriptor

@@ -10,17 +10,20 @@ import numpy as np
 
 from musetalk.faces import labels
 from musetalk.faces.base import Face
-from musetalk.geometry import (
+from musetalk.faces.head import (
     FACE_OVAL,
     INNER_LIPS,
+    INNER_LOWER_LIP,
+    INNER_UPPER_LIP,
     LEFT_BROW,
     LEFT_EYE,
     NOSE,
-    OUTER_LIPS,
+    OUTER_LOWER_LIP,
+    OUTER_UPPER_LIP,
     RIGHT_BROW,
     RIGHT_EYE,
-    Box,
 )
+from musetalk.geometry import Box
 
 _NECK_LENGTH = 0.5  # of the distance from the nose's root to the chin
 _NECK_NARROWING = 0.1  # of the neck's width, at either side
@@ -28,7 +31,6 @@ _SUBPIXEL_BITS = 4
 
 _Polygons = tuple[tuple[int, tuple[int, ...]], ...]  # class, and indices of landmarks
 
-_LOWER_HALF = 11  # points of a lip set that run along its lower edge, corner to corner
 _MESH_POLYGONS: _Polygons = (
     (labels.SKIN, FACE_OVAL),
     (labels.NOSE, NOSE),
@@ -36,8 +38,8 @@ _MESH_POLYGONS: _Polygons = (
     (labels.BROWS[1], RIGHT_BROW),
     (labels.EYES[0], LEFT_EYE),
     (labels.EYES[1], RIGHT_EYE),
-    (labels.UPPER_LIP, OUTER_LIPS[_LOWER_HALF - 1 :] + OUTER_LIPS[:1] + INNER_LIPS[:1] + INNER_LIPS[:9:-1]),
-    (labels.LOWER_LIP, OUTER_LIPS[:_LOWER_HALF] + INNER_LIPS[_LOWER_HALF - 1 :: -1]),
+    (labels.UPPER_LIP, OUTER_UPPER_LIP[::-1] + INNER_UPPER_LIP),
+    (labels.LOWER_LIP, OUTER_LOWER_LIP + INNER_LOWER_LIP[::-1]),
     (labels.MOUTH, INNER_LIPS),
 )
 _POINT_POLYGONS: _Polygons = (

@@ -5,7 +5,7 @@ periods, at rest at both ends, so that it runs forward and backward without a jo
 whole and drags the background within a head's width along, which therefore never tears open; a few
 pixels of bend in the background are seen less than any invented fill. Outside that region frames keep
 the portrait's bytes. Face points move with the pixels, so no second detection is needed. Lengths are in
-eye distances (mesh points 33-263).
+eye distances.
 """
 
 from __future__ import annotations
@@ -17,10 +17,26 @@ from typing import NamedTuple
 import numpy as np
 
 from musetalk import warp
-from musetalk.engines.lite.rig import HeadFrame, head_frame, smoothstep
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face
-from musetalk.geometry import MESH_TO_68, Box, bounding_box
+from musetalk.faces.head import (
+    CHIN,
+    FOREHEAD,
+    LEFT_BROW_BOTTOM,
+    LEFT_BROW_TOP,
+    LEFT_LOWER_LID,
+    LEFT_UPPER_LID,
+    MESH_TO_68,
+    RIGHT_BROW_BOTTOM,
+    RIGHT_BROW_TOP,
+    RIGHT_LOWER_LID,
+    RIGHT_UPPER_LID,
+    SKIN_POINTS,
+    HeadFrame,
+    head_frame,
+    smoothstep,
+)
+from musetalk.geometry import Box, bounding_box
 
 IDLE_FRAMES = 75  # 3 s at 25 frames/s, 6 s forward and back
 SWAY = 0.022  # eye distances that the head shifts to a side
@@ -33,18 +49,9 @@ BLINK_FRAMES = 7  # from open to open
 NECK = 0.65  # eye distances from the chin down to the pivot of the tilt
 BORDER_FADE = 0.5  # eye distances from the picture's border where nothing moves
 EYES = (
-    (
-        (33, 246, 161, 160, 159, 158, 157, 173, 133),
-        (33, 7, 163, 144, 145, 153, 154, 155, 133),
-        (46, 53, 52, 65, 55),
-    ),
-    (
-        (362, 398, 384, 385, 386, 387, 388, 466, 263),
-        (362, 382, 381, 380, 374, 373, 390, 249, 263),
-        (285, 295, 282, 283, 276),
-    ),
-)  # upper lid, lower lid, lower edge of the brow, left to right
-BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
+    (RIGHT_UPPER_LID, RIGHT_LOWER_LID, RIGHT_BROW_BOTTOM),
+    (LEFT_UPPER_LID, LEFT_LOWER_LID, LEFT_BROW_BOTTOM),
+)
 UPPER_LID_SHARE = 0.88  # of the eye's opening that the upper lid closes
 LID_OVERLAP = 0.016  # eye distances that a shut lid goes beyond the mesh's lower lid, often too high
 UNDER_EYE = 0.07  # eye distances below the eye whose skin also tells the lid's colour
@@ -130,12 +137,12 @@ def idle_frames(
 
 
 def _centre(mesh: np.ndarray) -> np.ndarray:
-    return (mesh[10, :2] + mesh[152, :2]) / 2
+    return (mesh[FOREHEAD, :2] + mesh[CHIN, :2]) / 2
 
 
 def _half_axes(mesh: np.ndarray, head: HeadFrame) -> np.ndarray:
     """(2,) half the face oval's width and height in eye distances."""
-    points = head.to_head(mesh[:468, :2])
+    points = head.to_head(mesh[:SKIN_POINTS, :2])
     return (points.max(axis=0) - points.min(axis=0)) / 2
 
 
@@ -169,7 +176,7 @@ def _sway(
 ) -> np.ndarray:
     """Forward displacement of nodes (rows, columns, 2), float32 pixels."""
     unit = head.axes / np.linalg.norm(head.axes, axis=0) * head.eye_distance
-    pivot = mesh[152, :2] + NECK * unit[:, 1]
+    pivot = mesh[CHIN, :2] + NECK * unit[:, 1]
     turn = np.array([[np.cos(pose.tilt), -np.sin(pose.tilt)], [np.sin(pose.tilt), np.cos(pose.tilt)]])
     tilted = (nodes - pivot) @ (turn - np.eye(2)).T
     half = _half_axes(mesh, head)
@@ -205,7 +212,7 @@ def _brow_weight(head: HeadFrame, mesh: np.ndarray, points: np.ndarray) -> np.nd
     """How much points (..., 2) follow the brows, 0 to 1."""
     here = head.to_head(points)
     weight = np.zeros(here.shape[:-1])
-    for brow in BROWS:
+    for brow in (RIGHT_BROW_TOP, LEFT_BROW_TOP):
         middle = head.to_head(mesh[list(brow), :2]).mean(axis=0)
         weight = np.maximum(weight, np.exp(-(((here - middle) / np.array([0.24, 0.11])) ** 2).sum(axis=-1)))
     return weight
@@ -360,5 +367,5 @@ def _moved_face(
     shift = warp.sample(moved, nodes, sharp=False)[0]
     points = (points + shift).astype(np.float32)
     return replace(
-        face, landmarks68=points[list(MESH_TO_68)], detection=bounding_box(points[:468]), mesh=points
+        face, landmarks68=points[list(MESH_TO_68)], detection=bounding_box(points[:SKIN_POINTS]), mesh=points
     )

@@ -1,0 +1,1 @@
+"""Programs beside the product: `python -m musetalk.tools.demo` and others that draw or make test files."""

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from musetalk.errors import MuseTalkError
+from musetalk.faces.head import mouth_opening
 from musetalk.files import atomic_file
-from musetalk.geometry import EYE_CORNERS, Box, bounding_box, clamp_box, crop_box
+from musetalk.geometry import Box, bounding_box, clamp_box, crop_box
 
 N_SHOWN = 12  # frames in the row above the waveform
 SHOWN_HEIGHT = 220  # pixels
-UPPER_INNER_LIP, LOWER_INNER_LIP = 13, 14  # of the face mesh
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,6 @@ def face_meshes(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.n
         yield frame, faces[0].mesh if faces else None
 
 
-def mouth_opening(mesh: np.ndarray) -> float:
-    """The distance of the inner lips over that of the outer eye corners."""
-    eyes = np.linalg.norm(mesh[EYE_CORNERS[0]] - mesh[EYE_CORNERS[1]])
-    return float(np.linalg.norm(mesh[UPPER_INNER_LIP] - mesh[LOWER_INNER_LIP]) / eyes)
-
-
 def _close_up(frame: np.ndarray, box: Box) -> np.ndarray:
     """The face of `frame` at `SHOWN_HEIGHT`."""
     import cv2
@@ -76,7 +70,7 @@ def track_video(video: Path) -> VideoTrack:
     pictures: list[np.ndarray] = []
     box: Box | None = None
     for frame, mesh in face_meshes(read_video(video)):
-        openings.append(float("nan") if mesh is None else mouth_opening(mesh))
+        openings.append(float("nan") if mesh is None else float(mouth_opening(mesh)))
         if box is None and mesh is not None:
             box = bounding_box(mesh)
         pictures.append(_close_up(frame, box or (0, 0, frame.shape[1], frame.shape[0])))
@@ -94,7 +88,7 @@ def draw_sheet(track: VideoTrack, waveform: np.ndarray, picture: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from musetalk.whisper import SAMPLE_RATE
+    from musetalk.media.audio import SAMPLE_RATE
 
     figure = Figure(figsize=(18, 5.2), dpi=100)
     grid = figure.add_gridspec(

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from musetalk import cli
-from musetalk.config import REPOSITORY
+from musetalk.config import LITE_MODELS, REPOSITORY
 
-PORTRAIT = REPOSITORY / "models" / "lite" / "portraits" / "astronaut.jpg"
-SPEECH = REPOSITORY / "models" / "lite" / "speech" / "demo_en.flac"
+PORTRAIT = LITE_MODELS / "portraits" / "astronaut.jpg"
+SPEECH = LITE_MODELS / "speech" / "demo_en.flac"
 TEMPLATE_ID = "demo"
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from musetalk.config import REPOSITORY, PreprocessingConfig
+from musetalk.config import LITE_MODELS, PreprocessingConfig
 from musetalk.engines.base import FaceFrame
 from musetalk.engines.lite.engine import LiteEngine
 from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS
-from musetalk.engines.lite.rig import LEFT_EYE, RIGHT_EYE
 from musetalk.errors import NoFaceError
+from musetalk.faces.head import BELOW_NOSE_TIP, INNER_BOTTOM, INNER_TOP, eye_distance
 from musetalk.templates.template import Template
 
 SHAPES: Mapping[str, Mapping[str, float]] = {
@@ -88,8 +88,8 @@ def portrait_row(frame: np.ndarray, engine: LiteEngine, side: int, zoom: float) 
 
     template = portrait_template(frame, engine)
     bbox, mask, crop = template.bboxes[0], template.masks[0], template.crop_boxes[0]
-    prompts = np.stack([parameters_of(shape) for shape in SHAPES.values()])
-    faces = engine.open(template).generate(prompts, [0] * len(prompts))
+    shapes = np.stack([parameters_of(shape) for shape in SHAPES.values()])
+    faces = engine.open(template).generate(shapes, [0] * len(shapes))
     pictures = [frame, *(paste_back(frame, face, bbox, mask, crop) for face in faces)]
     mesh = template.latents[0][:, :2] + np.array(bbox[:2])
     return np.hstack([_view(picture, mesh, side, zoom) for picture in pictures])
@@ -98,8 +98,8 @@ def portrait_row(frame: np.ndarray, engine: LiteEngine, side: int, zoom: float) 
 def _view(picture: np.ndarray, mesh: np.ndarray, side: int, zoom: float) -> np.ndarray:
     import cv2
 
-    scale = side * zoom / (VIEW * float(np.linalg.norm(mesh[RIGHT_EYE] - mesh[LEFT_EYE])))
-    centre = mesh[[1, 13, 14]].mean(axis=0)
+    scale = side * zoom / (VIEW * float(eye_distance(mesh)))
+    centre = mesh[[BELOW_NOSE_TIP, INNER_TOP, INNER_BOTTOM]].mean(axis=0)
     matrix = np.array([[scale, 0, side / 2 - scale * centre[0]], [0, scale, side / 2 - scale * centre[1]]])
     flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     return cv2.warpAffine(picture, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -111,7 +111,7 @@ def portrait_sheet(portraits: Iterable[Path], side: int = 256, zoom: float = 1.0
 
     from musetalk.media.image import read_image
 
-    engine = LiteEngine(REPOSITORY / "models" / "lite")
+    engine = LiteEngine(LITE_MODELS)
     rows = [portrait_row(read_image(path), engine, side, zoom) for path in portraits]
     labels = np.full((LABEL_HEIGHT, rows[0].shape[1], 3), 255, np.uint8)
     for i, label in enumerate(("portrait", *SHAPES)):

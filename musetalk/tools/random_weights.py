@@ -18,14 +18,6 @@ from musetalk.config import Version
 from musetalk.weights.files import UNET_FILES
 
 VAE_SEED, UNET_SEED, WHISPER_SEED = 11, 12, 21  # added to --seed
-PREPROCESSOR = {
-    "feature_extractor_type": "WhisperFeatureExtractor",
-    "feature_size": 80,
-    "sampling_rate": 16_000,
-    "hop_length": 160,
-    "n_fft": 400,
-    "chunk_length": 30,
-}
 
 
 @dataclass(frozen=True)
@@ -143,14 +135,13 @@ def write_vae(folder: Path, settings: dict[str, Any], seed: int) -> None:
 
 
 def write_whisper(folder: Path, settings: dict[str, Any], seed: int) -> None:
-    """Whisper's three files, with a decoder that the engine leaves alone."""
+    """Whisper's two files, with a decoder that the engine leaves alone."""
     import torch
     from safetensors.torch import save_file
     from transformers import WhisperConfig, WhisperModel
 
     torch.manual_seed(seed)
     _write_json(folder / "whisper" / "config.json", settings)
-    _write_json(folder / "whisper" / "preprocessor_config.json", PREPROCESSOR)
     tensors = WhisperModel(WhisperConfig(**settings)).state_dict()
     save_file(tensors, folder / "whisper" / "model.safetensors")
 

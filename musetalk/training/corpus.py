@@ -25,11 +25,13 @@ from musetalk.engines.lite.speech import (
     step_powers,
 )
 from musetalk.errors import InputError
+from musetalk.media.audio import SAMPLE_RATE, read_waveform
 from musetalk.media.ffmpeg import ffmpeg_path
-from musetalk.training.phones import STEPS_PER_SECOND, Phone, mouth_curves
+from musetalk.training.evaluate import SILENT, TRACK_NAMES, measure_video, resampled_track
+from musetalk.training.phones import Phone, mouth_curves
 from musetalk.training.texts import SENTENCES
-from musetalk.training.voices import SAMPLE_RATE, Utterance, Voice
-from musetalk.whisper import STEP_SAMPLES
+from musetalk.training.voices import Utterance, Voice
+from musetalk.whisper import STEP_SAMPLES, STEPS_PER_SECOND
 
 logger = logging.getLogger(__name__)
 
@@ -195,16 +197,15 @@ def synthetic_samples(
         begin += steps
 
 
-MEASURED = ("opening", "width", "chin", "upper_lip")
+MEASURED = ("opening", "outer_width", "chin", "upper_lip")
 """Distances of real tracks that training uses, in eye distances over the speaker's rest: inner-lip opening,
 outer width, nose base to chin, nose base to upper lip."""
-_MEASURED_COLUMNS = [0, 3, 6, 4]
+_MEASURED_COLUMNS = [TRACK_NAMES.index(name) for name in MEASURED]
 TRACK_RATE = 25  # frames/s
 SLOT = 3 * SAMPLE_RATE  # samples of one sentence
 NATURAL_OPENING = 0.17  # eye distances, 95th percentile that every real speaker is brought to
 NATURAL_WIDTH = 0.032  # eye distances, deviation of the outer width that every real speaker is brought to
 STILL = 0.002  # eye distances; a movement no larger is noise
-SILENT = -2.5  # bel under the speaker's level
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,6 @@ def measure_speakers(folder: Path) -> list[TrackedSpeaker]:
         InputError: the folder holds no such video, or one can't be read.
         NoFaceError: a video shows no face.
     """
-    from musetalk.media.audio import read_waveform
-    from musetalk.training.evaluate import measure_video, resampled_track
-
     speakers = []
     for path in sorted(child for child in folder.iterdir() if child.is_dir()):
         videos = sorted(file for file in path.iterdir() if file.suffix.lower() in (".mpg", ".mp4"))
@@ -310,7 +308,7 @@ def real_samples(speaker: TrackedSpeaker, encode: Encode, rng: Rng) -> Iterator[
     opening, width = np.concatenate(moved)[:, :2].T
     widest = max(np.nanpercentile(opening, 95), STILL)
     scale = np.full(len(MEASURED), NATURAL_OPENING / widest, np.float32)
-    scale[MEASURED.index("width")] = NATURAL_WIDTH / max(np.nanstd(width), STILL)
+    scale[MEASURED.index("outer_width")] = NATURAL_WIDTH / max(np.nanstd(width), STILL)
     for waveform, track in zip(speaker.waveforms, moved, strict=True):
         steps = len(waveform) // STEP_SAMPLES
         truth = np.zeros((steps, len(MEASURED)), np.float32)

@@ -20,52 +20,43 @@ from typing import Any
 import numpy as np
 
 from musetalk.errors import InputError, MuseTalkError, NoFaceError
+from musetalk.faces.head import (
+    CHIN,
+    INNER_BOTTOM,
+    INNER_LEFT_CORNER,
+    INNER_RIGHT_CORNER,
+    INNER_TOP,
+    LEFT_CORNER,
+    MESH_POINTS,
+    MOVED_BY_SPEECH,
+    NOSE_BASE,
+    OUTER_BOTTOM,
+    OUTER_TOP,
+    RIGHT_CORNER,
+    STILL_IN_SPEECH,
+    UPPER_FACE,
+    distance,
+    eye_distance,
+)
 from musetalk.training import scores
 from musetalk.training.phones import DIPHTHONGS, SHAPES, Phone, closures
 from musetalk.training.plots import Panel, draw_panels
 
 logger = logging.getLogger(__name__)
 
-TRACK_NAMES = (
-    "opening",
-    "inner_width",
-    "outer_height",
-    "outer_width",
-    "upper_lip",
-    "lower_lip",
-    "chin",
-    "upper_lip_thickness",
-    "lower_lip_thickness",
-    "protrusion",
-)
+_DISTANCES = {
+    "opening": (INNER_TOP, INNER_BOTTOM),
+    "inner_width": (INNER_RIGHT_CORNER, INNER_LEFT_CORNER),
+    "outer_height": (OUTER_TOP, OUTER_BOTTOM),
+    "outer_width": (RIGHT_CORNER, LEFT_CORNER),
+    "upper_lip": (NOSE_BASE, INNER_TOP),
+    "lower_lip": (NOSE_BASE, INNER_BOTTOM),
+    "chin": (NOSE_BASE, CHIN),
+    "upper_lip_thickness": (OUTER_TOP, INNER_TOP),
+    "lower_lip_thickness": (INNER_BOTTOM, OUTER_BOTTOM),
+}
+TRACK_NAMES = (*_DISTANCES, "protrusion")
 """Columns of a track; the same as those of the training command's folders of tracks."""
-_DISTANCES = ((13, 14), (78, 308), (0, 17), (61, 291), (2, 13), (2, 14), (2, 152), (0, 13), (14, 17))
-_LIP_MIDDLES, _CORNERS, _EYES = [13, 14, 0, 17], [61, 291], (33, 263)
-_MOUTH_POINTS = [
-    0,
-    13,
-    14,
-    17,
-    37,
-    39,
-    61,
-    78,
-    84,
-    87,
-    91,
-    146,
-    178,
-    181,
-    191,
-    267,
-    269,
-    291,
-    308,
-    314,
-    317,
-    321,
-]
-_STILL_POINTS = [6, 8, 9, 10, 33, 67, 109, 133, 151, 168, 263, 297, 338, 362]
 SILENT = -2.5  # bel under the speaker's level
 SILENCE_AFTER = 0.25  # s of silence before stillness is asked for
 TUCKED = 1.0  # deviations by which the lower lip gets thinner in f and v
@@ -94,10 +85,10 @@ class MouthTracks:
 
 def mouth_distances(mesh: np.ndarray, mesh_z: np.ndarray) -> np.ndarray:
     """(10,) `TRACK_NAMES` of one mesh (478, 2) with depth (478,), both in pixels, in eye distances."""
-    eye = np.linalg.norm(mesh[_EYES[0]] - mesh[_EYES[1]])
-    lengths = [np.linalg.norm(mesh[a] - mesh[b]) for a, b in _DISTANCES]
-    protrusion = mesh_z[_LIP_MIDDLES].mean() - mesh_z[_CORNERS].mean()
-    return np.array([*lengths, protrusion], np.float32) / np.float32(eye)
+    lengths = [distance(mesh, first, second) for first, second in _DISTANCES.values()]
+    middles = mesh_z[[INNER_TOP, INNER_BOTTOM, OUTER_TOP, OUTER_BOTTOM]].mean()
+    protrusion = middles - mesh_z[[RIGHT_CORNER, LEFT_CORNER]].mean()
+    return np.array([*lengths, protrusion], np.float32) / np.float32(eye_distance(mesh))
 
 
 def _sharpness(frame: np.ndarray, mesh: np.ndarray) -> float:
@@ -112,8 +103,8 @@ def _sharpness(frame: np.ndarray, mesh: np.ndarray) -> float:
             return float("nan")
         return float((cv2.Laplacian(cv2.cvtColor(patch, cv2.COLOR_BGR2GRAY), cv2.CV_64F) ** 2).mean())
 
-    upper = detail((70, 300, 133, 362, 6))
-    return detail((*_MOUTH_POINTS, 152)) / upper if upper > 0 else float("nan")
+    upper = detail(UPPER_FACE)
+    return detail((*MOVED_BY_SPEECH, CHIN)) / upper if upper > 0 else float("nan")
 
 
 def measure_video(path: Path) -> MouthTracks:
@@ -129,11 +120,9 @@ def measure_video(path: Path) -> MouthTracks:
     detector = MediapipeDetector(video=True)
     tracks, points, sharpness = [], [], []
     for frame in read_video(path):
-        mesh, distances, sharp = (
-            np.full((478, 2), np.nan, np.float32),
-            np.full(10, np.nan, np.float32),
-            float("nan"),
-        )
+        mesh = np.full((MESH_POINTS, 2), np.nan, np.float32)
+        distances = np.full(len(TRACK_NAMES), np.nan, np.float32)
+        sharp = float("nan")
         faces = detector.detect(frame)
         if faces and faces[0].mesh is not None and faces[0].mesh_z is not None:
             distances = mouth_distances(faces[0].mesh, faces[0].mesh_z)
@@ -145,7 +134,7 @@ def measure_video(path: Path) -> MouthTracks:
     if not tracks or not np.isfinite(np.array(tracks)).any():
         raise NoFaceError(f"no frame of {path} shows a face", "measure a video with a larger, frontal face")
     meshes = np.array(points)
-    eyes = np.nanmedian(np.linalg.norm(meshes[:, _EYES[0]] - meshes[:, _EYES[1]], axis=-1))
+    eyes = np.nanmedian(eye_distance(meshes))
     fps = float(probe_video(path).fps)
     return MouthTracks(fps, np.array(tracks), meshes / eyes, np.array(sharpness, np.float32))
 
@@ -204,8 +193,8 @@ def _own_scores(measured: MouthTracks, silent: np.ndarray) -> dict[str, Any]:
         "frames_without_face": int(np.isnan(opening).sum()),
         "opening_range": spread,
         "silence_deviation": still,
-        "jitter_mouth": scores.jitter(measured.points[:, _MOUTH_POINTS]),
-        "jitter_elsewhere": scores.jitter(measured.points[:, _STILL_POINTS]),
+        "jitter_mouth": scores.jitter(measured.points[:, MOVED_BY_SPEECH]),
+        "jitter_elsewhere": scores.jitter(measured.points[:, STILL_IN_SPEECH]),
         "sharpness": float(np.nanmedian(measured.sharpness)),
     }
 
@@ -270,12 +259,9 @@ def json_text(result: dict[str, Any]) -> str:
 
 
 def _write(output: Path, result: dict[str, Any], panels: Sequence[Panel]) -> None:
-    import cv2
-
     output.mkdir(parents=True, exist_ok=True)
     (output / "scores.json").write_text(json_text(result), encoding="utf-8")
-    _, png = cv2.imencode(".png", draw_panels(panels))
-    (output / "tracks.png").write_bytes(png.tobytes())
+    draw_panels(panels, output / "tracks.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

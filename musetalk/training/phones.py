@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS
-
-STEPS_PER_SECOND = 50  # of every curve here: Whisper's encoder steps
+from musetalk.faces.head import smoothstep
+from musetalk.whisper import STEPS_PER_SECOND
 
 RAMP = 0.04  # s, of closures, tucks and tongue tips
 LEAD = 0.20  # s, the mouth starts to move before the first sound
@@ -231,7 +231,7 @@ def speaking(phones: Sequence[Phone], times: np.ndarray) -> np.ndarray:
             rise = np.clip((times - phone.start) / LEAD + 1, 0, 1)
             fall = np.clip((phone.end + HOLD - times) / RETURN + 1, 0, 1)
             shown = np.maximum(shown, np.minimum(rise, fall))
-    return shown * shown * (3 - 2 * shown)
+    return smoothstep(shown)
 
 
 def closures(phones: Sequence[Phone]) -> list[tuple[float, float]]:

@@ -7,22 +7,15 @@ the distances that a face mesh measures on a video.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from musetalk.engines.lite.parameters import (
-    OPENING_GAIN,
-    PARAMETER_INDEX,
-    PUCKER_WIDTH_LOSS,
-    RIG_PARAMETERS,
-    WIDTH_GAIN,
-)
+from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS, rig_opening, rig_width
 from musetalk.training import scores
 from musetalk.training.corpus import TRACK_RATE, Sample
-from musetalk.training.phones import STEPS_PER_SECOND
-from musetalk.training.plots import Panel, draw_panels
+from musetalk.training.plots import Panel
+from musetalk.whisper import STEPS_PER_SECOND
 
 Predict = Callable[[Sample], np.ndarray]
 """A sample's rig parameters, (T, 10)."""
@@ -45,18 +38,6 @@ class RealScores(NamedTuple):
 
     opening: scores.Agreement
     width: scores.Agreement
-
-
-def rig_opening(parameters: np.ndarray) -> np.ndarray:
-    """(T,) inner-lip opening in eye distances of rig parameters (T, 10)."""
-    total = sum(gain * parameters[:, PARAMETER_INDEX[name]] for name, gain in OPENING_GAIN.items())
-    return total * (1 - np.clip(parameters[:, PARAMETER_INDEX["lip_press"]], 0, 1))
-
-
-def rig_width(parameters: np.ndarray) -> np.ndarray:
-    """(T,) change of the outer width in eye distances of rig parameters (T, 10)."""
-    spread = WIDTH_GAIN * parameters[:, PARAMETER_INDEX["lip_width"]]
-    return spread - PUCKER_WIDTH_LOSS * parameters[:, PARAMETER_INDEX["pucker"]]
 
 
 def event_spans(curve: np.ndarray, least: float) -> list[tuple[float, float]]:
@@ -126,14 +107,6 @@ def sample_panels(sample: Sample, predict: Predict, title: str) -> list[Panel]:
         Panel(f"{title}: {name}, eye distances", {"truth": truth, "network": curve}, rate)
         for name, truth, curve in zip(names, truths, curves, strict=True)
     ]
-
-
-def write_png(path: Path, panels: Sequence[Panel]) -> None:
-    """Draw the panels into a PNG file."""
-    import cv2
-
-    _, png = cv2.imencode(".png", draw_panels(panels), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    path.write_bytes(png.tobytes())
 
 
 def _row(*cells: object) -> str:

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from musetalk.config import REPOSITORY
-from musetalk.engines.lite.speech import HIGH, LOW, NETWORK_FILE, open_session
+from musetalk.config import LITE_MODELS, REPOSITORY
+from musetalk.engines.lite.parameters import HIGH, LOW
+from musetalk.engines.lite.speech import NETWORK_FILE, open_session
 from musetalk.errors import InputError, MuseTalkError
 from musetalk.training import corpus, report, voices
 from musetalk.training.convert_encoder import ENCODER_PATH
-from musetalk.training.phones import STEPS_PER_SECOND
+from musetalk.training.plots import draw_panels
+from musetalk.whisper import STEPS_PER_SECOND
 
 if TYPE_CHECKING:
     import torch
@@ -419,7 +421,7 @@ def _write_report(
         for recording in shown
         for panel in report.sample_panels(recording.samples[0], predict, recording.name)
     ]
-    report.write_png(output / "curves.png", panels)
+    draw_panels(panels, output / "curves.png")
     seconds = {
         f"{recording.name} ({recording.language})": sum(len(s.loudness) for s in recording.samples)
         / STEPS_PER_SECOND
@@ -435,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tracks", type=Path, help="folder of real speech: tracks.npz and SPEAKER.flac, or SPEAKER/*.mpg"
     )
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "models" / "lite")
+    parser.add_argument("--output", type=Path, default=LITE_MODELS)
     parser.add_argument("--work_dir", type=Path, default=REPOSITORY / "output" / "lite_training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each member")

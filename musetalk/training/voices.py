@@ -23,9 +23,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from musetalk.media.audio import SAMPLE_RATE
 from musetalk.training.phones import DIPHTHONGS, SHAPES, Phone
 
-SAMPLE_RATE = 16_000  # Hz
 NOISE_SEED = 1  # of the noise that neural voices add
 Language = Literal["en", "cmn"]
 

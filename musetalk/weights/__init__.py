@@ -1,0 +1,1 @@
+"""The official weight files: where they are, whether they are whole: `python -m musetalk.weights`."""

@@ -13,8 +13,9 @@ import pytest
 
 from musetalk.config import REPOSITORY
 from musetalk.faces.base import Face
+from musetalk.faces.head import LEFT_EYE, MESH_TO_68, OUTER_LIPS, RIGHT_EYE
 from musetalk.faces.mediapipe import MediapipeDetector
-from musetalk.geometry import LEFT_EYE, MESH_TO_68, OUTER_LIPS, RIGHT_EYE, overlap
+from musetalk.geometry import overlap
 from musetalk.preprocessing.following import track
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face
-from musetalk.geometry import MESH_TO_68, bounding_box
+from musetalk.faces.head import MESH_TO_68, SKIN_POINTS
+from musetalk.geometry import bounding_box
 from musetalk.preprocessing.idle_motion import idle_frames, idle_poses
 from tests.engines.lite.face_meshes import load_portrait
 
@@ -17,7 +18,7 @@ COUNT = 24
 def portrait_face(name: str = "astronaut") -> tuple[np.ndarray, Face]:
     portrait = load_portrait(name)
     points = portrait.mesh[:, :2]
-    face = Face(points[list(MESH_TO_68)], bounding_box(points[:468]), points, portrait.mesh[:, 2])
+    face = Face(points[list(MESH_TO_68)], bounding_box(points[:SKIN_POINTS]), points, portrait.mesh[:, 2])
     return portrait.frame, face
 
 
@@ -96,7 +97,7 @@ def test_the_68_points_and_the_box_are_the_mesh_s(clip: list[tuple[np.ndarray, F
     for _, face in clip:
         assert face.mesh is not None
         np.testing.assert_array_equal(face.landmarks68, face.mesh[list(MESH_TO_68)])
-        assert face.detection == bounding_box(face.mesh[:468])
+        assert face.detection == bounding_box(face.mesh[:SKIN_POINTS])
 
 
 def test_a_face_without_a_mesh_is_refused() -> None:

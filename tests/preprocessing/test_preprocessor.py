@@ -24,7 +24,7 @@ class JudgingEngine(LiteEngine):
 
 
 def test_the_engines_verdict_is_kept_in_the_metadata(tmp_path: Path, portrait: Path) -> None:
-    engine = JudgingEngine(config.REPOSITORY / "models" / "lite")
+    engine = JudgingEngine(config.LITE_MODELS)
     engines = EngineRegistry(lambda *_: engine)
     preprocessor = EnhancedMuseTalkPreprocessor(tmp_path, config=EngineConfig(engine="lite"), engines=engines)
     preprocessor.preprocess_template("t", portrait)

@@ -9,6 +9,7 @@ import pytest
 
 from musetalk.errors import InputError
 from musetalk.training import corpus, texts
+from musetalk.training.evaluate import MouthTracks
 from musetalk.training.phones import Phone
 from musetalk.training.voices import (
     ESPEAK_MANDARIN,
@@ -141,15 +142,12 @@ def test_a_folder_that_holds_no_tracks_is_refused(tmp_path, content):
 
 
 def test_videos_of_speakers_are_measured(tmp_path, monkeypatch):
-    from musetalk.media import audio
-    from musetalk.training import evaluate
-
     (tmp_path / "s9").mkdir()
     (tmp_path / "s9" / "a.mpg").write_bytes(b"")
     tracks = np.tile(np.arange(150, dtype=np.float32)[:, None], (1, 10))
-    measured = evaluate.MouthTracks(50.0, tracks, np.zeros((150, 478, 2)), np.ones(150))
-    monkeypatch.setattr(evaluate, "measure_video", lambda path: measured)
-    monkeypatch.setattr(audio, "read_waveform", lambda path: iter([np.ones(30_000, np.float32)] * 2))
+    measured = MouthTracks(50.0, tracks, np.zeros((150, 478, 2)), np.ones(150))
+    monkeypatch.setattr(corpus, "measure_video", lambda path: measured)
+    monkeypatch.setattr(corpus, "read_waveform", lambda path: iter([np.ones(30_000, np.float32)] * 2))
     (speaker,) = corpus.measure_speakers(tmp_path)
     assert speaker.name == "s9"
     assert speaker.waveforms[0].shape == (48_000,)

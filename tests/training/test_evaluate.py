@@ -13,8 +13,7 @@ from musetalk.errors import InputError, NoFaceError
 from musetalk.training import evaluate
 from musetalk.training.evaluate import TRACK_NAMES, MouthTracks
 from musetalk.training.phones import Phone
-
-PORTRAIT = next(iter(sorted((REPOSITORY / "models" / "lite" / "portraits").glob("*.*g"))), None)
+from tests.conftest import PORTRAIT
 
 
 def _tracks(opening: np.ndarray, fps: float = 25.0) -> MouthTracks:

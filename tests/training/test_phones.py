@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from musetalk.engines.lite.parameters import OPENING_GAIN, PARAMETER_INDEX, RIG_PARAMETERS
+from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS, rig_opening
 from musetalk.training.phones import DIPHTHONGS, SHAPES, Phone, closures, mouth_curves, split_diphthongs
 
 
@@ -15,11 +15,6 @@ def _said(*names: str, length: float = 0.1, silence: float = 0.5) -> list[Phone]
         phones.append(Phone(name, start, start + length))
         start += length
     return [*phones, Phone("pau", start, start + silence)]
-
-
-def _opening(curves: np.ndarray) -> np.ndarray:
-    total = sum(gain * curves[:, PARAMETER_INDEX[name]] for name, gain in OPENING_GAIN.items())
-    return total * (1 - curves[:, PARAMETER_INDEX["lip_press"]])
 
 
 def _at(curves: np.ndarray, seconds: float, name: str) -> float:
@@ -45,7 +40,7 @@ def test_diphthongs_end_in_shapes():
 
 def test_vowels_open_as_wide_as_phonetics_has_them():
     def wide(name: str) -> float:
-        return float(_opening(mouth_curves(_said(name, length=0.3), 70)).max())
+        return float(rig_opening(mouth_curves(_said(name, length=0.3), 70)).max())
 
     assert wide("aa") > wide("eh") > wide("ih") > wide("uw")
     assert wide("aa") == pytest.approx(0.17, abs=0.03)
@@ -54,9 +49,9 @@ def test_vowels_open_as_wide_as_phonetics_has_them():
 @pytest.mark.parametrize("name", ["p", "b", "m"])
 def test_lips_are_shut_in_closures_between_open_vowels(name):
     curves = mouth_curves(_said("aa", name, "aa"), 70)
-    inside = _opening(curves)[round(0.6 * 50) : round(0.7 * 50) + 1]
+    inside = rig_opening(curves)[round(0.6 * 50) : round(0.7 * 50) + 1]
     assert inside.min() < 0.002
-    assert _opening(curves)[round(0.55 * 50)] > 0.08
+    assert rig_opening(curves)[round(0.55 * 50)] > 0.08
 
 
 @pytest.mark.parametrize("name", ["f", "v"])
@@ -74,8 +69,8 @@ def test_lips_round_for_u_and_spread_for_i():
 
 def test_w_and_r_nearly_close_the_lips_between_open_vowels():
     for name in ("w", "r"):
-        opening = _opening(mouth_curves(_said("aa", "aa", name, "aa", "aa"), 80))
-        assert opening[round(0.75 * 50)] < 0.45 * opening[round(0.6 * 50)]
+        gap = rig_opening(mouth_curves(_said("aa", "aa", name, "aa", "aa"), 80))
+        assert gap[round(0.75 * 50)] < 0.45 * gap[round(0.6 * 50)]
 
 
 def test_rounding_outlasts_its_vowel():

@@ -6,10 +6,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the full environment (make install-full)")
 pytest.importorskip("onnx", reason="needs the full environment (make install-full)")
 
-from musetalk.engines.lite.parameters import PARAMETER_INDEX  # noqa: E402
+from musetalk.engines.lite.parameters import PARAMETER_INDEX, rig_opening  # noqa: E402
 from musetalk.training import report, train  # noqa: E402
 from musetalk.training.corpus import Sample  # noqa: E402
-from musetalk.training.mouth_model import Member, decided, export, opening, real_loss  # noqa: E402
+from musetalk.training.mouth_model import Member, decided, export, real_loss  # noqa: E402
 
 
 def _recording(name: str, columns: int, seed: int) -> train.Recording:
@@ -110,9 +110,9 @@ def test_recordings_are_kept_and_read_back_whole(tmp_path):
 def test_a_pressed_mouth_measures_as_shut_however_far_the_jaw_is():
     values = torch.zeros(1, 10)
     values[0, PARAMETER_INDEX["jaw_open"]] = 0.5
-    assert opening(values).item() == pytest.approx(0.1)
+    assert rig_opening(values).item() == pytest.approx(0.1)
     values[0, PARAMETER_INDEX["lip_press"]] = 1.0
-    assert opening(values).item() == 0
+    assert rig_opening(values).item() == 0
 
 
 def test_real_frames_without_a_face_teach_nothing():

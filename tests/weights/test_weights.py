@@ -232,7 +232,7 @@ def test_the_command_honours_hf_endpoint_and_refuses_what_is_not_official(
     server: LoopbackServer, tmp_path: Path
 ) -> None:
     pytest.importorskip("huggingface_hub", reason="needs the full environment (make install-full)")
-    official = next(file for file in REGISTRY if file.path == "whisper/preprocessor_config.json")
+    official = next(file for file in REGISTRY if file.path == "whisper/config.json")
     source = official.source
     path = f"/{source.repository}/resolve/{source.revision}/{source.location}"
     server.paths[path] = Behaviour(content=b"{}")
@@ -247,8 +247,8 @@ def test_the_command_honours_hf_endpoint_and_refuses_what_is_not_official(
     answer = json.loads(run.stdout)
     assert run.returncode == 5, run.stderr.decode()
     assert answer["success"] is False and answer["error_code"] == "weights"
-    assert "preprocessor_config.json" in answer["message"] and answer["hint"]
-    assert (tmp_path / "模型 (1)/whisper/preprocessor_config.json.bad").read_bytes() == b"{}"
+    assert "whisper/config.json" in answer["message"] and answer["hint"]
+    assert (tmp_path / "模型 (1)/whisper/config.json.bad").read_bytes() == b"{}"
 
 
 def test_download_list_and_verify_agree(

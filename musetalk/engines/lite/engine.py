@@ -21,15 +21,22 @@ from musetalk import warp
 from musetalk.config import EngineName
 from musetalk.engines.base import FaceFrame
 from musetalk.engines.lite import interior, rig
-from musetalk.engines.lite.parameters import CHIN_GAIN, PARAMETER_INDEX, RIG_PARAMETERS
+from musetalk.engines.lite.parameters import CHIN_GAIN, HIGH, LOW, PARAMETER_INDEX
 from musetalk.errors import CacheError, EngineError
+from musetalk.faces.head import (
+    INNER_LOWER_LIP,
+    INNER_UPPER_LIP,
+    MESH_POINTS,
+    HeadFrame,
+    eye_distance,
+    head_frame,
+)
 
 if TYPE_CHECKING:
     from musetalk.engines.lite.speech import MouthListener, MouthNetwork, SpeechState
     from musetalk.geometry import Box
     from musetalk.templates.template import Template
 
-MESH_POINTS = 478
 WORKING_SIDE = 1024  # pixels; larger face boxes are made smaller before they are warped
 KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or three of the largest
 JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
@@ -144,8 +151,7 @@ def _is_mesh(latent: object) -> bool:
     """Whether a latent is a face mesh whose eyes are apart, as every detected one is."""
     if not isinstance(latent, np.ndarray) or latent.shape != (MESH_POINTS, 3):
         return False
-    eyes = latent[rig.RIGHT_EYE] - latent[rig.LEFT_EYE]
-    return bool(np.isfinite(latent).all() and np.linalg.norm(eyes[:2]) > 1)
+    return bool(np.isfinite(latent).all() and eye_distance(latent[:, :2]) > 1)
 
 
 class LiteGenerator:
@@ -158,11 +164,9 @@ class LiteGenerator:
         self._prepared: OrderedDict[int, PreparedFace] = OrderedDict()
         self._preparing = threading.Lock()
 
-    def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+    def generate(self, rig_parameters: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
         """Faces (h, w, 3) uint8 BGR of the frames' boxes for rig parameters (B, 10)."""
-        lows = np.array([parameter.low for parameter in RIG_PARAMETERS], np.float32)
-        highs = np.array([parameter.high for parameter in RIG_PARAMETERS], np.float32)
-        parameters = np.clip(np.asarray(audio_prompts, np.float32), lows, highs)
+        parameters = np.clip(np.asarray(rig_parameters, np.float32), LOW, HIGH)
         coefficients = rig.coefficients(parameters)
         faces = []
         for i, index in enumerate(indices):
@@ -239,7 +243,7 @@ class MeasuredFace:
 
     picture: np.ndarray
     landmarks: np.ndarray
-    frame: rig.HeadFrame
+    frame: HeadFrame
     lips: rig.Lips
     mouth: Box
     here: np.ndarray
@@ -249,7 +253,7 @@ class MeasuredFace:
 def measure_face(frame: np.ndarray, bbox: Box, mesh: np.ndarray, motion: rig.OwnMotion) -> MeasuredFace:
     """The face of a frame (H, W, 3) with its box, mesh (478, 3) and its speaker's own motion."""
     picture, landmarks = _working_picture(frame, bbox, mesh)
-    head = rig.head_frame(landmarks)
+    head = head_frame(landmarks)
     lips = rig.measure_lips(head, landmarks, motion)
     mouth = _mouth_rect(head, lips, (0, 0, picture.shape[1], picture.shape[0]))
     here = head.to_head(warp.pixel_grid(mouth)).astype(np.float32)
@@ -277,7 +281,7 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
         node_distances=rig.edge_distances(lips, nodes),
         pixels=warp.pixel_grid(rect),
         between=rig.between_corners(lips, measured.here),
-        contour=measured.landmarks[[rig.INNER_UPPER, rig.INNER_LOWER], :2].astype(np.float32),
+        contour=measured.landmarks[[INNER_UPPER_LIP, INNER_LOWER_LIP], :2].astype(np.float32),
         look=look,
         layers=interior.paint_layers(own, measured.here, measured.distances, lips, look, pixel),
     )
@@ -295,7 +299,7 @@ def _working_picture(frame: np.ndarray, bbox: Box, mesh: np.ndarray) -> tuple[np
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA), mesh.astype(np.float64) * scale
 
 
-def _mouth_rect(head: rig.HeadFrame, lips: rig.Lips, rect: Box) -> Box:
+def _mouth_rect(head: HeadFrame, lips: rig.Lips, rect: Box) -> Box:
     """The pixels of `rect` that the open mouth may ever cover."""
     seam = float(np.interp(0, lips.grid, lips.upper))
     right = np.array([lips.left - 0.12, lips.right + 0.12])

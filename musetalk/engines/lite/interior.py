@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from musetalk.engines.lite.rig import (
-    INNER_LOWER,
-    INNER_UPPER,
-    LEFT_EYE,
-    RIGHT_EYE,
-    Lips,
+from musetalk.engines.lite.rig import Lips
+from musetalk.faces.head import (
+    CHEEKS,
+    INNER_LOWER_LIP,
+    INNER_UPPER_LIP,
+    LEFT_EYE_INNER,
+    LEFT_EYE_OUTER,
+    LIP_REDS,
+    RIGHT_EYE_INNER,
+    RIGHT_EYE_OUTER,
+    eye_distance,
     smoothstep,
 )
 
 if TYPE_CHECKING:
     from musetalk.geometry import Box
 
-CHEEKS = (205, 425, 50, 280, 101, 330)
-LIP_REDS = (0, 37, 267, 17, 84, 314, 40, 270)
-EYE_CORNERS = ((33, 133), (263, 362))
 UPPER_TEETH = (0.0, 0.086, 0.152, 0.208, 0.25, 0.285)  # borders from the middle, foreshortened by the arch
 LOWER_TEETH = (0.0, 0.056, 0.112, 0.166, 0.212, 0.25)
 UPPER_EDGE = 0.021  # below the closed lips' line
 LOWER_EDGE = 0.018
-CROWN = 0.15  # visible height of a painted tooth
-TEETH_DEPTH = 0.05  # behind the lips
 TOOTH_SHADES = np.array((1.0, 0.95, 0.87, 0.88, 0.82), np.float32)  # canines are darker than their neighbours
 BLUR = 1.6  # pixels over which painted edges turn, as a lens would have it
 SHADED_EYE = 0.95  # of the skin's luma; eyes in the brows' or glasses' shadow say nothing of the teeth
@@ -126,8 +126,7 @@ def luminance(colour: np.ndarray) -> np.ndarray:
 def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
     """The palette of a face (H, W, 3) uint8 BGR with (478, 2+) landmarks in its pixels."""
     points = landmarks[:, :2]
-    eye_distance = float(np.linalg.norm(points[RIGHT_EYE] - points[LEFT_EYE]))
-    radius = max(1, round(eye_distance * 0.02))
+    radius = max(1, round(float(eye_distance(points)) * 0.02))
     skin = np.median(_patch(picture, points[list(CHEEKS)], radius), axis=0)
     lip = np.median(_patch(picture, points[list(LIP_REDS)], radius), axis=0)
     light = float(luminance(skin))
@@ -156,7 +155,7 @@ def _saturated(colour: np.ndarray, saturation: float) -> np.ndarray:
 def _eye_white(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
     """The luma of the brighter eye's white, which tells the light on the teeth."""
     levels = []
-    for outer, inner in EYE_CORNERS:
+    for outer, inner in ((RIGHT_EYE_OUTER, RIGHT_EYE_INNER), (LEFT_EYE_OUTER, LEFT_EYE_INNER)):
         beside_iris = [
             0.78 * points[outer] + 0.22 * points[inner],
             0.22 * points[outer] + 0.78 * points[inner],
@@ -167,7 +166,7 @@ def _eye_white(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
 
 def _lip_line(picture: np.ndarray, points: np.ndarray, lip: np.ndarray) -> np.ndarray:
     """The colour of the line where lips meet: what is darkest there, not lighter than lips in shadow."""
-    seam = _patch(picture, (points[list(INNER_UPPER[2:9])] + points[list(INNER_LOWER[2:9])]) / 2, 1)
+    seam = _patch(picture, (points[list(INNER_UPPER_LIP[2:9])] + points[list(INNER_LOWER_LIP[2:9])]) / 2, 1)
     dark = np.median(seam[np.argsort(luminance(seam))[: len(seam) // 3]], axis=0)
     return np.minimum(dark, 0.72 * lip)
 
@@ -260,7 +259,7 @@ def look_at_mouth(
     """
     palette = measure_palette(picture, landmarks)
     x1, y1, x2, y2 = rect
-    pixel = 1 / float(np.linalg.norm(landmarks[RIGHT_EYE, :2] - landmarks[LEFT_EYE, :2]))
+    pixel = 1 / float(eye_distance(landmarks[:, :2]))
     own = _own_teeth(picture[y1:y2, x1:x2], distances, palette, pixel)
     edge = UPPER_EDGE * lips.scale
     if own.sum() * pixel * pixel < OWN_TEETH_AREA or not (own > 0.5).any():

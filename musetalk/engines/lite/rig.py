@@ -4,7 +4,7 @@ A face has two sheets, one hanging on the upper lip and the skull, one on the lo
 Both are smooth everywhere and agree beyond the mouth's corners, so lips part along a line instead of
 tearing a mesh. Every movement is a displacement field per sheet, linear in its coefficient; the
 coefficients are the ten public parameters plus the few products that speech needs (pressed lips undo
-what opens them, puckered lips open in the middle only). Lengths are in eye distances (mesh points 33-263).
+what opens them, puckered lips open in the middle only). Lengths are in eye distances.
 """
 
 from __future__ import annotations
@@ -19,13 +19,26 @@ from musetalk.engines.lite.parameters import (
     PARAMETER_INDEX,
     PUCKER_WIDTH_LOSS,
     WIDTH_GAIN,
+    rig_opening,
 )
-
-INNER_UPPER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)  # left to right of the picture
-INNER_LOWER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
-OUTER_UPPER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
-OUTER_LOWER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
-LEFT_EYE, RIGHT_EYE, FOREHEAD, CHIN, NOSE_BASE = 33, 263, 10, 152, 2
+from musetalk.faces.head import (
+    CHIN,
+    INNER_BOTTOM,
+    INNER_LEFT_CORNER,
+    INNER_LOWER_LIP,
+    INNER_RIGHT_CORNER,
+    INNER_TOP,
+    INNER_UPPER_LIP,
+    LEFT_CORNER,
+    NOSE_BASE,
+    OUTER_BOTTOM,
+    OUTER_TOP,
+    RIGHT_CORNER,
+    HeadFrame,
+    mouth_opening,
+    mouth_width,
+    smoothstep,
+)
 
 COEFFICIENTS = (
     "close",
@@ -71,30 +84,6 @@ CHIN_SHARE = 0.55  # of the jaw's descent that the chin shows: the blend mask pi
 USUAL_MOUTH = 0.52  # eye distances, outer width of a resting mouth
 
 
-class HeadFrame(NamedTuple):
-    """The head's axes in the picture.
-
-    Attributes:
-        origin: (2,) pixels, between the lips.
-        axes: (2, 2) columns are the head's right and down, pixels per eye distance, foreshortened.
-        forward: (2,) pixels that one eye distance towards the viewer's side of the head shifts.
-        eye_distance: pixels, not foreshortened.
-    """
-
-    origin: np.ndarray
-    axes: np.ndarray
-    forward: np.ndarray
-    eye_distance: float
-
-    def to_head(self, points: np.ndarray) -> np.ndarray:
-        """Pixels (..., 2) as (right, down) in eye distances."""
-        return (points - self.origin) @ np.linalg.inv(self.axes).T
-
-    def to_pixels(self, points: np.ndarray) -> np.ndarray:
-        """(right, down) in eye distances (..., 2) as pixels."""
-        return points @ self.axes.T + self.origin
-
-
 class Lips(NamedTuple):
     """The lips of one frame in the head's frame, eye distances.
 
@@ -132,23 +121,6 @@ class Lips(NamedTuple):
         return float(np.interp(0, self.grid, (1 - self.share) * self.upper + self.share * self.lower))
 
 
-def head_frame(landmarks: np.ndarray) -> HeadFrame:
-    """The head's frame from (478, 3) landmarks in pixels."""
-    points = landmarks.astype(np.float64)
-    right = points[RIGHT_EYE] - points[LEFT_EYE]
-    eye_distance = float(np.linalg.norm(right))
-    right /= eye_distance
-    down = points[CHIN] - points[FOREHEAD]
-    down -= right * (down @ right)
-    down /= np.linalg.norm(down)
-    forward = np.cross(right, down)
-    axes = np.stack([right[:2], down[:2]], axis=1) * eye_distance
-    inner = points[[*INNER_UPPER[1:-1], *INNER_LOWER[1:-1]], :2]
-    origin = (inner.mean(axis=0) + points[[78, 308], :2].mean(axis=0)) / 2
-    toward_viewer = -np.sign(forward[2]) * forward[:2] * eye_distance
-    return HeadFrame(origin, axes, toward_viewer, eye_distance)
-
-
 def _lip_table(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
     order = np.argsort(points[:, 0], kind="stable")
     table = np.interp(grid, points[order, 0], points[order, 1])
@@ -178,23 +150,24 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
     """The lips' shape from (478, 3) landmarks in pixels of a frame with its speaker's `motion`."""
     head = frame.to_head(landmarks[:, :2].astype(np.float64))
     grid = np.linspace(-LIP_REACH, LIP_REACH, LIP_SAMPLES)
-    upper = _lip_table(head[list(INNER_UPPER)], grid)
-    lower = _lip_table(head[list(INNER_LOWER)], grid)
+    upper = _lip_table(head[list(INNER_UPPER_LIP)], grid)
+    lower = _lip_table(head[list(INNER_LOWER_LIP)], grid)
     middle = (upper + lower) / 2
     gap = max(float((lower - upper).max()), 1e-6)
     parted = min(gap, motion.parted)
-    along = 2 * (grid - head[78, 0]) / (head[308, 0] - head[78, 0]) - 1
+    left, right = head[INNER_RIGHT_CORNER], head[INNER_LEFT_CORNER]  # as one sees them
+    along = 2 * (grid - left[0]) / (right[0] - left[0]) - 1
     widening = motion.swing / 2 * np.maximum(1 - along**2, 0)
-    width = float(np.linalg.norm(head[291] - head[61]))
-    curl = float(np.interp(0, grid, middle) - head[[78, 308], 1].mean())
+    width = float(np.linalg.norm(head[LEFT_CORNER] - head[RIGHT_CORNER]))
+    curl = float(np.interp(0, grid, middle) - (left[1] + right[1]) / 2)
     return Lips(
         grid=grid,
         upper=np.minimum(upper, middle) - widening,
         lower=np.maximum(lower, middle) + widening,
-        left=float(min(head[78, 0], -0.05)),
-        right=float(max(head[308, 0], 0.05)),
-        upper_thickness=float(max(head[13, 1] - head[0, 1], 0.02)),
-        lower_thickness=float(max(head[17, 1] - head[14, 1], 0.03)),
+        left=float(min(left[0], -0.05)),
+        right=float(max(right[0], 0.05)),
+        upper_thickness=float(max(head[INNER_TOP, 1] - head[OUTER_TOP, 1], 0.02)),
+        lower_thickness=float(max(head[OUTER_BOTTOM, 1] - head[INNER_BOTTOM, 1], 0.03)),
         nose=float(min(head[NOSE_BASE, 1], -0.08)),
         chin=float(max(head[CHIN, 1], 0.25)),
         width=width,
@@ -205,9 +178,9 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
     )
 
 
-def _hidden(opening: np.ndarray) -> np.ndarray:
+def _hidden(gap: np.ndarray) -> np.ndarray:
     """How much wider than asked, eye distances, a gap must be for lips to be seen as parted."""
-    return HIDDEN * (1 - np.exp(-opening / HIDDEN)) * np.exp(-opening / SEEN)
+    return HIDDEN * (1 - np.exp(-gap / HIDDEN)) * np.exp(-gap / SEEN)
 
 
 def coefficients(parameters: np.ndarray) -> np.ndarray:
@@ -218,7 +191,7 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
     """
     value = {name: parameters[:, i].astype(np.float32) for name, i in PARAMETER_INDEX.items()}
     apart, tuck = 1 - value["lip_press"], value["lip_tuck"]
-    asked = apart * np.asarray(sum(gain * value[name] for name, gain in OPENING_GAIN.items()))
+    asked = rig_opening(parameters.astype(np.float32))
     gap = asked + apart * _hidden(asked)
     parted = apart * (gap / np.maximum(asked, 1e-6)) * (1 - tuck)
     tucked = tuck * np.minimum(gap, TUCKED)
@@ -243,26 +216,20 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
     Landmarks smoothed over time lag behind fast lips, and now and then take parted lips for shut ones; a
     gap as wide as the widest within two frames, or in the whole of a still clip, hides what they miss.
     """
-
-    def span(first: int, second: int) -> np.ndarray:
-        return np.linalg.norm(meshes[:, first] - meshes[:, second], axis=1)
-
-    eye_distance = span(LEFT_EYE, RIGHT_EYE)
-    width = span(61, 291) / eye_distance
-    opening = np.linalg.norm((meshes[:, 13] - meshes[:, 14])[:, :2], axis=1) / eye_distance
-    habit = float(np.percentile(opening, 20))
+    width, gap = mouth_width(meshes), mouth_opening(meshes)
+    habit = float(np.percentile(gap, 20))
     rest = np.zeros((len(meshes), len(COEFFICIENTS)), np.float32)
     rest[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
-    jaw = JAW_OF_OPENING * np.maximum(opening - habit, 0) / (CHIN_SHARE * CHIN_GAIN)
+    jaw = JAW_OF_OPENING * np.maximum(gap - habit, 0) / (CHIN_SHARE * CHIN_GAIN)
     rest[:, COEFFICIENTS.index("jaw_chin")] = -np.minimum(jaw, 1)
-    swing = np.clip(_widest_near_by(opening) - opening, 0, LARGEST_SWING)
+    swing = np.clip(_widest_near_by(gap) - gap, 0, LARGEST_SWING)
     return [OwnMotion(float(swing[i]), min(habit, PARTED), rest[i]) for i in range(len(meshes))]
 
 
-def _widest_near_by(opening: np.ndarray) -> np.ndarray:
-    """The widest of the openings (N,) within two frames of each; the 95th percentile at least if still."""
-    widest = np.lib.stride_tricks.sliding_window_view(np.pad(opening, 2, mode="edge"), 5).max(axis=1)
-    low, high = np.percentile(opening, [5, 95])
+def _widest_near_by(gaps: np.ndarray) -> np.ndarray:
+    """The widest of the gaps (N,) within two frames of each; the 95th percentile at least if still."""
+    widest = np.lib.stride_tricks.sliding_window_view(np.pad(gaps, 2, mode="edge"), 5).max(axis=1)
+    low, high = np.percentile(gaps, [5, 95])
     return np.maximum(widest, high) if high - low < NEARLY_STILL else widest
 
 
@@ -296,12 +263,6 @@ def _place(lips: Lips, points: np.ndarray, upper: bool) -> _Place:
 
 def _fade(depth: np.ndarray, reach: float) -> np.ndarray:
     return np.exp(-((depth / reach) ** 2))
-
-
-def smoothstep(x: np.ndarray) -> np.ndarray:
-    """0 up to 0, 1 from 1 on, and level at both."""
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
 
 
 def _sideways(lips: Lips, place: _Place) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from musetalk.device import usable_cores
-from musetalk.engines.lite.parameters import RIG_PARAMETERS
+from musetalk.engines.lite.parameters import HIGH, LOW
 from musetalk.errors import WeightsError
 from musetalk.whisper import STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_mel
 
@@ -33,9 +33,6 @@ AUDIBLE = 10 ** (-66 / 10)  # mean power; where nothing within 200 ms is louder 
 AUDIBLE_REACH = STEPS_PER_SECOND // 5  # steps
 LEVEL_MEMORY = 30 * STEPS_PER_SECOND  # steps after which the level has forgotten half
 LOWEST_LOUDNESS, HIGHEST_LOUDNESS = -4.0, 1.5  # bel over the speaker's level
-
-LOW = np.array([parameter.low for parameter in RIG_PARAMETERS], np.float32)
-HIGH = np.array([parameter.high for parameter in RIG_PARAMETERS], np.float32)
 
 
 def step_powers(waveform: np.ndarray, n_steps: int) -> np.ndarray:
@@ -131,7 +128,7 @@ class SpeechState(NamedTuple):
     samples: np.ndarray = np.zeros(0, np.float32)
     first: int = 0
     answered: int = 0
-    curve: np.ndarray = np.zeros((0, len(RIG_PARAMETERS)), np.float32)
+    curve: np.ndarray = np.zeros((0, len(LOW)), np.float32)
     frames: int = 0
     level: tuple[float, float] = (0.0, 0.0)
 

@@ -1,0 +1,1 @@
+"""MuseTalk's networks: a UNet on VAE latents, conditioned on Whisper's features."""

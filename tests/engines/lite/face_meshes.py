@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musetalk.config import REPOSITORY
+from musetalk.config import LITE_MODELS
+from musetalk.faces.head import SKIN_POINTS
 from musetalk.geometry import Box
 from musetalk.media.image import read_image
 
-PORTRAITS = REPOSITORY / "models" / "lite" / "portraits"
+PORTRAITS = LITE_MODELS / "portraits"
 MESHES = Path(__file__).parents[2] / "data" / "lite" / "portrait_meshes.npz"
 
 
@@ -38,8 +39,8 @@ def load_portrait(name: str) -> Portrait:
     frame = read_image(PORTRAITS / f"{name}.jpg")
     with np.load(MESHES) as meshes:
         mesh = meshes[name]
-    x1, y1 = np.floor(mesh[:468, :2].min(axis=0)).astype(int).tolist()
-    x2, y2 = np.ceil(mesh[:468, :2].max(axis=0)).astype(int).tolist()
+    x1, y1 = np.floor(mesh[:SKIN_POINTS, :2].min(axis=0)).astype(int).tolist()
+    x2, y2 = np.ceil(mesh[:SKIN_POINTS, :2].max(axis=0)).astype(int).tolist()
     bbox = (x1, (y1 + y2) // 3, x2, y2)
     mask = np.zeros((bbox[3] - bbox[1], x2 - x1), np.uint8)
     middle = (mask.shape[1] // 2, int(mask.shape[0] * 0.55))

@@ -6,16 +6,16 @@ import numpy as np
 
 from musetalk import warp
 from musetalk.engines.lite import interior, rig
+from musetalk.faces.head import INNER_LIPS, head_frame
 from tests.engines.lite.face_meshes import load_portrait
 
-INNER_LIPS = [*rig.INNER_UPPER, *rig.INNER_LOWER]
 REST = interior.Pose(np.zeros(2), np.zeros(2), np.zeros(2), 0.0, 0.0)
 
 
 def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, interior.Layers, np.ndarray]:
     portrait = load_portrait(name)
     frame = (portrait.frame * brightness).astype(np.uint8)
-    head = rig.head_frame(portrait.mesh)
+    head = head_frame(portrait.mesh)
     lips = rig.measure_lips(head, portrait.mesh)
     inner = portrait.mesh[INNER_LIPS, :2]
     low, high = np.floor(inner.min(axis=0)).astype(int), np.floor(inner.max(axis=0)).astype(int)

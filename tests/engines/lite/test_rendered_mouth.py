@@ -10,13 +10,8 @@ import pytest
 
 from musetalk.compositor import paste_back
 from musetalk.engines.lite.engine import LiteEngine
-from musetalk.engines.lite.parameters import (
-    OPENING_GAIN,
-    PARAMETER_INDEX,
-    PUCKER_WIDTH_LOSS,
-    RIG_PARAMETERS,
-    WIDTH_GAIN,
-)
+from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS, rig_opening, rig_width
+from musetalk.faces.head import mouth_opening, mouth_width
 from musetalk.faces.mediapipe import MediapipeDetector
 from musetalk.tools.portrait_sheet import portrait_template
 from tests.engines.lite.face_meshes import load_portrait
@@ -52,51 +47,42 @@ def rows(targets: list[dict[str, float]], steps: int) -> np.ndarray:
     return np.concatenate([a + share * (b - a) for a, b in itertools.pairwise(points)])
 
 
-def asked(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Opening and change of width that the parameters stand for, eye distances."""
-    value = {name: parameters[:, i] for name, i in PARAMETER_INDEX.items()}
-    opening = np.sum([gain * value[name] for name, gain in OPENING_GAIN.items()], axis=0)
-    width = WIDTH_GAIN * value["lip_width"] - PUCKER_WIDTH_LOSS * value["pucker"]
-    return opening * (1 - value["lip_press"]), width
-
-
 def seen(name: str, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Opening (mesh 13-14) and outer width (61-291) in the blended frames, eye distances (33-263)."""
+    """Opening and outer width in the blended frames, eye distances."""
     frame = load_portrait(name).frame
     engine = LiteEngine(Path("unused"))
     template = portrait_template(frame, engine)
     detector = MediapipeDetector(video=True)
-    distances = []
+    meshes = []
     for face in engine.open(template).generate(parameters, [0] * len(parameters)):
         blended = paste_back(frame, face, template.bboxes[0], template.masks[0], template.crop_boxes[0])
         mesh = detector.detect(blended)[0].mesh
         assert mesh is not None
-        lengths = [np.linalg.norm(mesh[a] - mesh[b]) for a, b in ((13, 14), (61, 291), (33, 263))]
-        distances.append((lengths[0] / lengths[2], lengths[1] / lengths[2]))
-    opening, width = np.array(distances).T
-    return opening, width
+        meshes.append(mesh)
+    return mouth_opening(np.stack(meshes)), mouth_width(np.stack(meshes))
 
 
 @pytest.mark.parametrize("name", ["hopper", "drawn_girl"])
 def test_opening_and_width_of_speech_are_seen(name: str) -> None:
     parameters = rows(TARGETS, steps=8)
-    (opening, width), (asked_opening, asked_width) = seen(name, parameters), asked(parameters)
-    assert np.corrcoef(opening, asked_opening)[0, 1] > 0.95
-    assert np.corrcoef(width, asked_width)[0, 1] > 0.9
-    assert np.polyfit(asked_opening, opening, 1)[0] == pytest.approx(1, abs=0.25)
-    assert np.polyfit(asked_width, width, 1)[0] == pytest.approx(1, abs=0.35)
+    seen_opening, seen_width = seen(name, parameters)
+    asked_opening, asked_width = rig_opening(parameters), rig_width(parameters)
+    assert np.corrcoef(seen_opening, asked_opening)[0, 1] > 0.95
+    assert np.corrcoef(seen_width, asked_width)[0, 1] > 0.9
+    assert np.polyfit(asked_opening, seen_opening, 1)[0] == pytest.approx(1, abs=0.25)
+    assert np.polyfit(asked_width, seen_width, 1)[0] == pytest.approx(1, abs=0.35)
 
 
 def test_lips_that_meet_are_seen_to_meet() -> None:
     pressed = {"jaw_open": 0.3, "lip_open": 0.5, "lip_press": 1.0}
-    opening, _ = seen("astronaut", rows([{}, pressed, {}], steps=6))
-    assert opening.max() < 0.02
+    seen_opening, _ = seen("astronaut", rows([{}, pressed, {}], steps=6))
+    assert seen_opening.max() < 0.02
 
 
 def test_a_narrow_gap_is_seen() -> None:
-    opening, _ = seen("hopper", rows([{}, {"jaw_open": 0.1, "lip_open": 0.25}, {}], steps=6))
-    assert opening.max() > 0.02
-    assert opening[0] < 0.005
+    seen_opening, _ = seen("hopper", rows([{}, {"jaw_open": 0.1, "lip_open": 0.25}, {}], steps=6))
+    assert seen_opening.max() > 0.02
+    assert seen_opening[0] < 0.005
 
 
 def test_a_jaw_that_opens_leaves_the_width() -> None:

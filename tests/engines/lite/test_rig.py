@@ -13,10 +13,20 @@ from musetalk.engines.lite.parameters import (
     RIG_PARAMETERS,
     WIDTH_GAIN,
 )
+from musetalk.faces.head import (
+    CHIN,
+    INNER_LOWER_LIP,
+    LEFT_CORNER,
+    OUTER_LOWER_LIP,
+    RIGHT_CORNER,
+    eye_distance,
+    head_frame,
+)
+from musetalk.faces.head import INNER_BOTTOM as LOWER_LIP
+from musetalk.faces.head import INNER_TOP as UPPER_LIP
 from tests.engines.lite.face_meshes import load_portrait
 
 FACES = ("astronaut", "charcoal_man", "drawn_girl", "hopper", "painted_woman", "rendered_man")
-UPPER_LIP, LOWER_LIP, LEFT_CORNER, RIGHT_CORNER = 13, 14, 61, 291
 
 
 def moved(mesh: np.ndarray, **values: float) -> np.ndarray:
@@ -24,25 +34,25 @@ def moved(mesh: np.ndarray, **values: float) -> np.ndarray:
     parameters = np.zeros((1, len(RIG_PARAMETERS)), np.float32)
     for name, value in values.items():
         parameters[0, PARAMETER_INDEX[name]] = value
-    head = rig.head_frame(mesh)
+    head = head_frame(mesh)
     lips = rig.measure_lips(head, mesh)
     fields = rig.movement_fields(head, lips, head.to_head(mesh[:, :2]))
     sheets = np.tensordot(rig.coefficients(parameters)[0], fields, axes=([0], [1]))
     result = mesh[:, :2] + sheets[0]
-    lower = [*rig.INNER_LOWER[1:-1], *rig.OUTER_LOWER[1:-1], rig.CHIN]
+    lower = [*INNER_LOWER_LIP[1:-1], *OUTER_LOWER_LIP[1:-1], CHIN]
     result[lower] = mesh[lower, :2] + sheets[1][lower]
     return result
 
 
 def distance(points: np.ndarray, mesh: np.ndarray, first: int, second: int) -> float:
-    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    eyes = eye_distance(mesh)
     return float(np.linalg.norm(points[first] - points[second]) / eyes)
 
 
 @pytest.mark.parametrize("name", FACES)
 def test_zero_shuts_every_portrait_s_mouth(name: str) -> None:
     mesh = load_portrait(name).mesh
-    head, shut = rig.head_frame(mesh), moved(mesh)
+    head, shut = head_frame(mesh), moved(mesh)
     gap = head.to_head(shut[LOWER_LIP]) - head.to_head(shut[UPPER_LIP])
     assert -2 * rig.LIP_MARGIN[1] - 0.01 < gap[1] < 0.02
 
@@ -67,7 +77,7 @@ def test_a_tucked_lower_lip_stays_at_the_teeth_while_the_upper_lip_uncovers_them
 
 def test_a_pucker_straightens_a_smile() -> None:
     mesh = load_portrait("astronaut").mesh
-    head = rig.head_frame(mesh)
+    head = head_frame(mesh)
 
     def corners_over_middle(points: np.ndarray) -> float:
         here = head.to_head(points)
@@ -90,7 +100,7 @@ def test_pressed_lips_stay_shut_while_the_jaw_is_down() -> None:
     mesh = load_portrait("hopper").mesh
     pressed = moved(mesh, jaw_open=1.0, lip_open=1.0, lip_press=1.0)
     assert distance(pressed, mesh, UPPER_LIP, LOWER_LIP) < 0.03
-    assert pressed[152, 1] > mesh[152, 1] + 5
+    assert pressed[CHIN, 1] > mesh[CHIN, 1] + 5
 
 
 def test_width_moves_the_corners_apart_and_together_by_the_gain() -> None:
@@ -114,13 +124,13 @@ def test_a_pucker_thickens_the_lips_it_narrows() -> None:
 def test_a_smile_raises_the_corners_and_leaves_the_middle() -> None:
     mesh = load_portrait("hopper").mesh
     rest, smiling = moved(mesh), moved(mesh, smile=1.0)
-    assert rest[LEFT_CORNER, 1] - smiling[LEFT_CORNER, 1] > 3
+    assert rest[RIGHT_CORNER, 1] - smiling[RIGHT_CORNER, 1] > 3
     assert abs(rest[UPPER_LIP, 1] - smiling[UPPER_LIP, 1]) < 1
 
 
 def test_sheets_agree_beyond_the_corners() -> None:
     mesh = load_portrait("hopper").mesh
-    head = rig.head_frame(mesh)
+    head = head_frame(mesh)
     lips = rig.measure_lips(head, mesh)
     right = np.concatenate([np.linspace(lips.left - 0.2, lips.left, 9), np.linspace(lips.right, 0.6, 9)])
     line = np.stack([right, np.interp(right, lips.grid, lips.upper)], axis=-1)
@@ -150,10 +160,10 @@ def test_coefficients_of_a_batch_are_those_of_its_rows() -> None:
 
 def test_own_motion_undoes_the_jaw_and_width_of_talking_frames() -> None:
     mesh = load_portrait("hopper").mesh
-    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    eyes = eye_distance(mesh)
     talking, wide = mesh.copy(), mesh.copy()
     talking[LOWER_LIP, 1] += 0.1 * eyes
-    wide[LEFT_CORNER, 0] -= 0.05 * eyes
+    wide[RIGHT_CORNER, 0] -= 0.05 * eyes
     motions = rig.own_motions(np.stack([mesh, mesh, mesh, mesh, mesh, mesh, talking, wide]))
     rest = np.stack([motion.rest for motion in motions])
     chin, width = rig.COEFFICIENTS.index("jaw_chin"), rig.COEFFICIENTS.index("lip_width")
@@ -165,7 +175,7 @@ def test_own_motion_undoes_the_jaw_and_width_of_talking_frames() -> None:
 
 def test_frames_beside_an_open_one_count_as_wider() -> None:
     mesh = load_portrait("hopper").mesh
-    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    eyes = eye_distance(mesh)
     talking = mesh.copy()
     talking[LOWER_LIP, 1] += 0.06 * eyes
     swings = [motion.swing for motion in rig.own_motions(np.stack([mesh] * 4 + [talking] + [mesh] * 4))]
@@ -175,7 +185,7 @@ def test_frames_beside_an_open_one_count_as_wider() -> None:
 
 def test_frames_of_a_nearly_still_mouth_all_count_as_its_widest() -> None:
     mesh = load_portrait("hopper").mesh
-    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    eyes = eye_distance(mesh)
     parted = mesh.copy()
     parted[LOWER_LIP, 1] += 0.02 * eyes
     swings = [motion.swing for motion in rig.own_motions(np.stack([mesh] * 6 + [parted] * 2 + [mesh] * 6))]
@@ -185,7 +195,7 @@ def test_frames_of_a_nearly_still_mouth_all_count_as_its_widest() -> None:
 def test_a_short_spell_of_speech_in_a_still_clip_is_closed_like_any_other() -> None:
     mesh = load_portrait("hopper").mesh
     talking = mesh.copy()
-    talking[LOWER_LIP, 1] += 0.1 * np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    talking[LOWER_LIP, 1] += 0.1 * eye_distance(mesh)
     motions = rig.own_motions(np.stack([mesh] * 100 + [talking] * 3 + [mesh] * 100))
     beside = [motions[i].swing for i in (98, 99, 103, 104)]
     assert min(beside) == pytest.approx(rig.LARGEST_SWING, abs=0.003)
@@ -199,17 +209,17 @@ def test_a_mouth_without_width_moves_by_numbers() -> None:
 
 def test_the_jaw_s_share_of_a_gap_is_closed_from_below() -> None:
     mesh = load_portrait("hopper").mesh
-    eyes = np.linalg.norm(mesh[rig.RIGHT_EYE] - mesh[rig.LEFT_EYE])
+    eyes = eye_distance(mesh)
     talking = mesh.copy()
     talking[LOWER_LIP, 1] += 0.15 * eyes
-    head = rig.head_frame(talking)
+    head = head_frame(talking)
     habit = rig.measure_lips(head, talking, rig.STILL._replace(parted=0.0))
     assert habit.share < 0.2 < rig.measure_lips(head, talking).share
 
 
 def test_edge_distances_tell_lips_from_mouth() -> None:
     mesh = load_portrait("astronaut").mesh
-    head = rig.head_frame(mesh)
+    head = head_frame(mesh)
     lips = rig.measure_lips(head, mesh)
     middle = (mesh[UPPER_LIP, :2] + mesh[LOWER_LIP, :2]) / 2
     points = head.to_head(np.stack([mesh[0, :2], middle, mesh[17, :2]]))

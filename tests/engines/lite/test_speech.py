@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk.config import REPOSITORY
+from musetalk.config import LITE_MODELS
 from musetalk.engines.base import hear_all
 from musetalk.engines.lite import speech
-from musetalk.engines.lite.parameters import OPENING_GAIN, PARAMETER_INDEX
+from musetalk.engines.lite.parameters import HIGH, LOW, PARAMETER_INDEX, rig_opening
 from musetalk.engines.lite.speech import (
     LIVE_GRID,
     WHOLE_GRID,
@@ -24,12 +24,10 @@ from musetalk.engines.lite.speech import (
 from musetalk.errors import WeightsError
 from musetalk.whisper import frame_count
 
-MODELS = REPOSITORY / "models" / "lite"
-
 
 @pytest.fixture(scope="module")
 def network():
-    return MouthNetwork(MODELS)
+    return MouthNetwork(LITE_MODELS)
 
 
 SPEECH = np.load(Path(__file__).parents[2] / "data" / "lite" / "speech_flite_rms.npz")
@@ -47,11 +45,6 @@ def _blocks(waveform: np.ndarray, size: int):
 
 def _rig_parameters(network, waveform, fps):
     return hear_all(network.listen(fps), waveform)
-
-
-def _opening(parameters: np.ndarray) -> np.ndarray:
-    total = sum(gain * parameters[:, PARAMETER_INDEX[name]] for name, gain in OPENING_GAIN.items())
-    return total * (1 - parameters[:, PARAMETER_INDEX["lip_press"]])
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 639, 640, 16_000, 130_001])
@@ -82,14 +75,14 @@ def test_the_same_sound_gives_the_same_bytes(network):
 def test_values_stay_in_the_parameters_ranges(network):
     noise = np.random.default_rng(1).standard_normal(80_000).astype(np.float32)
     values = np.concatenate(list(_rig_parameters(network, [noise], Fraction(25))))
-    assert (values >= speech.LOW).all()
-    assert (values <= speech.HIGH).all()
+    assert (values >= LOW).all()
+    assert (values <= HIGH).all()
 
 
 def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
     speech = _speech(3)
     waveform = np.concatenate([np.zeros(32_000, np.float32), speech, np.zeros(48_000, np.float32)])
-    opening = _opening(np.concatenate(list(_rig_parameters(network, [waveform], Fraction(25)))))
+    opening = rig_opening(np.concatenate(list(_rig_parameters(network, [waveform], Fraction(25)))))
     assert opening[50:125].max() > 0.05
     assert opening[:40].max() < 0.005
     assert opening[130:].max() < 0.005
@@ -98,7 +91,7 @@ def test_the_mouth_moves_in_speech_and_rests_in_silence(network):
 def test_lips_meet_on_p_b_and_m_and_the_lip_tucks_on_f_and_v(network):
     waveform = SPEECH["waveform"].astype(np.float32) / 32768
     values = np.concatenate(list(_rig_parameters(network, [waveform], Fraction(50))))
-    opening, tuck = _opening(values), values[:, PARAMETER_INDEX["lip_tuck"]]
+    opening, tuck = rig_opening(values), values[:, PARAMETER_INDEX["lip_tuck"]]
     met, tucked = [], []
     for phone, start, end in zip(SPEECH["phones"], SPEECH["starts"], SPEECH["ends"], strict=True):
         frames = slice(int((start - 0.06) * 50), int((end + 0.06) * 50) + 1)
@@ -115,7 +108,7 @@ def test_quiet_and_loud_recordings_talk_alike(network):
     loud = _speech(4) * 3
     quiet = loud * np.float32(10 ** (-30 / 20))
     curves = [
-        _opening(np.concatenate(list(_rig_parameters(network, [w], Fraction(25))))) for w in (loud, quiet)
+        rig_opening(np.concatenate(list(_rig_parameters(network, [w], Fraction(25))))) for w in (loud, quiet)
     ]
     assert np.corrcoef(curves)[0, 1] > 0.98
     assert curves[1].std() > 0.7 * curves[0].std()
@@ -184,7 +177,7 @@ def test_live_prompts_leave_at_most_200_ms_behind_the_sound(network, fps):
 def test_live_curves_are_those_of_the_whole_speech(network):
     waveform = _speech(30)
     live, whole = (
-        _opening(np.concatenate(list(hear_all(network.listen(Fraction(25), grid), [waveform]))))
+        rig_opening(np.concatenate(list(hear_all(network.listen(Fraction(25), grid), [waveform]))))
         for grid in (LIVE_GRID, WHOLE_GRID)
     )
     assert np.corrcoef(live, whole)[0, 1] > 0.98
@@ -199,7 +192,7 @@ def test_segments_join_to_the_session_they_are_cut_from(network):
         joined += [*listener.hear(segment), *listener.flush()]
         state = listener.state
         assert sum(map(len, joined)) == frame_count(number * 8000, fps)
-    assert np.corrcoef(_opening(np.concatenate(joined)), _opening(whole))[0, 1] > 0.95
+    assert np.corrcoef(rig_opening(np.concatenate(joined)), rig_opening(whole))[0, 1] > 0.95
 
 
 def test_first_frames_leave_before_the_last_sound_was_read(network):
@@ -269,5 +262,5 @@ def test_missing_or_damaged_weights_are_named(tmp_path, content):
 
 def test_network_has_fewer_parameters_than_two_million():
     onnx = pytest.importorskip("onnx", reason="needs the full environment (make install-full)")
-    graph = onnx.load(str(MODELS / speech.NETWORK_FILE)).graph
+    graph = onnx.load(str(LITE_MODELS / speech.NETWORK_FILE)).graph
     assert sum(int(np.prod(tensor.dims)) for tensor in graph.initializer) <= 2_000_000
