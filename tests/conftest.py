@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from musetalk.device import cuda_device_count, usable_by_torch
 from musetalk.geometry import Box, crop_box
 from musetalk.templates.template import Template
 from musetalk.tools.demo import PORTRAIT, SPEECH
+
+
+def _why_not_cuda() -> str:
+    """What keeps tests marked `cuda` from running here; empty when nothing does."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    if not cuda_device_count():
+        return "this machine shows no NVIDIA card"
+    return "torch can't use the card here" if usable_by_torch("cuda:0") == "cpu" else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a card where there is none, saying why."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    why = _why_not_cuda() if marked else ""
+    for item in marked if why else ():
+        item.add_marker(pytest.mark.skip(reason=f"needs CUDA: {why}"))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 
 from musetalk import cli
 from musetalk.config import REPOSITORY
+from musetalk.device import cuda_device_count
 from musetalk.media.ffmpeg import ffmpeg_path
 from musetalk.media.image import read_image
 from musetalk.media.video import probe_video, read_video
@@ -342,7 +343,8 @@ def test_damaged_cache_is_made_again_where_the_picture_is_named(workplace):
         cwd=workplace,
     )
     assert done.code == 0 and (workplace / "mended.mp4").is_file(), done.errors
-    assert done.errors.count("cuda:0") == (done.answer["device"] == "cpu")
+    assert done.answer["device"] == "cpu"  # lite's, whatever card there is
+    assert done.errors.count("cuda:0") == (cuda_device_count() == 0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closes descriptors in a POSIX shell")

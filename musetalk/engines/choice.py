@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from musetalk import config
 from musetalk.config import EngineConfig, EngineName, ModelPaths
+from musetalk.device import usable_by_torch
 from musetalk.errors import CacheError, EngineError
 from musetalk.weights import files
 
@@ -134,17 +135,20 @@ def create_engine(name: EngineName, engine_config: EngineConfig, device: str) ->
     Args:
         name: from `choose_engine`.
         engine_config: batch size, precision, runtime and weight paths.
-        device: resolved, e.g. "cpu", "cuda:0".
+        device: resolved, e.g. "cpu", "cuda:0"; MuseTalk runs on the CPU, with a warning, where torch can't
+            use it.
 
     Raises:
         WeightsError: a weight file is missing, damaged or of another model.
         EngineError: a package the engine needs is not installed.
+        DeviceError: torch can't use the device and the configuration is strict about it.
     """
     if name == "musetalk":
         _require_musetalk(engine_config.models)
         from musetalk.engines.musetalk.engine import MuseTalkEngine
 
-        return MuseTalkEngine(files.find_files(engine_config.models), engine_config, device)
+        usable = usable_by_torch(device, strict=engine_config.strict_device)
+        return MuseTalkEngine(files.find_files(engine_config.models), engine_config, usable)
     from musetalk.engines.lite.engine import LiteEngine
 
     return LiteEngine(config.LITE_MODELS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from musetalk.checkpoints import load_strictly, read_state
+from musetalk.checkpoints import load_strictly, read_tensors
 from musetalk.faces.base import Face
 from musetalk.faces.labels import CLASS_COUNT, LABEL_SIDE
 from musetalk.geometry import Box, crop_frame
@@ -169,7 +169,7 @@ def load_bisenet(path: Path, device: str) -> BiSeNet:
         WeightsError: the file is missing, damaged or of another network.
     """
     network = BiSeNet()
-    load_strictly(network, read_state(path), path)
+    load_strictly(network, read_tensors(path), path)
     return network.to(device).eval().requires_grad_(False)
 
 

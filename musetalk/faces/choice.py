@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musetalk.config import EngineName, FaceDetectorRequest, FaceParserRequest
+from musetalk.device import usable_by_torch
 from musetalk.errors import EngineError, InputError
 from musetalk.weights.files import look_up, missing_weights_error
 
@@ -37,7 +38,7 @@ def create_detector(
         request: `auto` takes dwpose where its weights and packages are present and the engine is
             musetalk, else mediapipe.
         engine: that the template is for.
-        device: where networks run, e.g. "cpu", "cuda:0".
+        device: where networks run, e.g. "cpu", "cuda:0"; the CPU where torch can't use it.
         video: whether it is shown a video's frames in order.
         models: the folder of the official weights; a relative one is looked up as all model paths are.
 
@@ -52,12 +53,12 @@ def create_detector(
         dwpose, s3fd = _present(models, DWPOSE_WEIGHTS, S3FD_WEIGHTS)
         from musetalk.faces.dwpose import DwposeDetector
 
-        return DwposeDetector(dwpose, s3fd, device)
+        return DwposeDetector(dwpose, s3fd, usable_by_torch(device))
     if chosen == "s3fd":
         s3fd, landmarks = _present(models, S3FD_WEIGHTS, LANDMARK_WEIGHTS)
         from musetalk.faces.s3fd import S3fdDetector
 
-        return S3fdDetector(s3fd, landmarks, device)
+        return S3fdDetector(s3fd, landmarks, usable_by_torch(device))
     from musetalk.faces.mediapipe import MediapipeDetector
 
     return MediapipeDetector(video)
@@ -90,7 +91,7 @@ def create_label_mapper(
         from musetalk.faces.bisenet import BisenetLabelMapper
 
         log.info("face parser: bisenet")
-        return BisenetLabelMapper(weights, device)
+        return BisenetLabelMapper(weights, usable_by_torch(device))
     from musetalk.faces.parsing import LandmarkLabelMapper
 
     log.info("face parser: landmarks")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from musetalk.checkpoints import load_strictly, read_state
+from musetalk.checkpoints import load_strictly, read_tensors
 from musetalk.errors import EngineError
 from musetalk.faces import mmpose_standins
 from musetalk.faces.base import Face, by_size
@@ -88,7 +88,7 @@ def make_estimator(device: str) -> Any:
 
 
 def _load_estimator(weights: Path, device: str) -> Any:
-    state = read_state(weights)
+    state = read_tensors(weights)
     network = make_estimator(device)
     load_strictly(network, state, weights)
     return network

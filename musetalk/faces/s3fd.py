@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from musetalk.checkpoints import load_strictly, read_state
+from musetalk.checkpoints import check_keys, load_strictly, read_tensors
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face, by_size
 from musetalk.geometry import Box
@@ -27,7 +27,7 @@ class S3fdBoxes:
             from face_alignment.detection.sfd.sfd_detector import SFDDetector
         except ImportError as e:
             raise not_installed(e) from e
-        load_strictly(s3fd(), read_state(weights), weights)
+        check_keys(s3fd(), read_tensors(weights), weights)
         self._detector = SFDDetector(device, str(weights))
 
     def boxes(self, frame: np.ndarray) -> list[Box]:
@@ -89,9 +89,9 @@ def _make_alignment(s3fd_weights: Path, landmark_weights: Path, device: str) -> 
 
         def _load_native(self, network_name: str, network_size: int, device: str, dtype: Any) -> Any:
             network = FAN(network_size)
-            load_strictly(network, read_state(landmark_weights), landmark_weights)
+            load_strictly(network, read_tensors(landmark_weights), landmark_weights)
             return network.to(device, dtype=dtype).eval()
 
-    load_strictly(s3fd(), read_state(s3fd_weights), s3fd_weights)
+    check_keys(s3fd(), read_tensors(s3fd_weights), s3fd_weights)
     detector = {"path_to_detector": str(s3fd_weights)}
     return LocalAlignment(LandmarksType.TWO_D, device=device, face_detector_kwargs=detector, compile=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from musetalk.config import Defaults, EngineConfig, EngineName, ParsingMode, PreprocessingConfig
-from musetalk.device import Device, resolve_device
+from musetalk.device import Device, resolve_device, usable_by_torch
 from musetalk.engines.choice import choose_engine, engine_fingerprint
 from musetalk.engines.registry import EngineRegistry
 from musetalk.pipeline import Pipeline, StageClock
@@ -109,8 +109,14 @@ class EnhancedMuseTalkPreprocessor:
             else:
                 cached = True
         elapsed = time.perf_counter() - start
-        device = Device("cpu", self.device.requested) if engine_name == "lite" else self.device
+        device = Device(self._ran_on(engine_name, cached), self.device.requested)
         return PreprocessingResult(metadata, cached, elapsed, engine_name, device)
+
+    def _ran_on(self, engine_name: EngineName, cached: bool) -> str:
+        """Where the engine ran, or, for a cache that is up to date, would run as far as the driver says."""
+        if engine_name == "lite":
+            return "cpu"
+        return self.device.name if cached else usable_by_torch(self.device.name)
 
     def _cached(self, template_id: str, wanted: dict[str, Any]) -> TemplateMetadata | None:
         check = self.store.check_held(template_id)

@@ -24,6 +24,7 @@ ATTEMPTS = 6  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second attempt, doubled for each later one
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 20  # bytes
+HUB_HOST = "huggingface.co"
 USER_AGENT = "enhanced-musetalk"
 
 
@@ -82,14 +83,28 @@ def _from_hub(source: Source, staging: Path, mirror: str | None) -> Path:
         ) from e
     if not sys.stderr.isatty():
         disable_progress_bars()
+    hub = mirror or constants.ENDPOINT
     folder = staging / source.repository.replace("/", "--")
     try:
         arrived = hf_hub_download(
-            source.repository, source.location, revision=source.revision, local_dir=folder, endpoint=mirror
+            source.repository,
+            source.location,
+            revision=source.revision,
+            local_dir=folder,
+            endpoint=hub,
+            token=None if is_the_hub(hub) else False,
         )
     except (OSError, ValueError, RuntimeError) as e:
-        raise _failed(source.location, mirror or constants.ENDPOINT, e) from e
+        raise _failed(source.location, hub, e) from e
     return Path(arrived)
+
+
+def is_the_hub(address: str) -> bool:
+    """Whether an address is the hub that stored tokens are for; no other host is to see them."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(address)
+    return parts.scheme == "https" and parts.hostname == HUB_HOST
 
 
 def _from_addresses(source: Source, target: Path, staging: Path, mirror: str | None, pause: float) -> Path:

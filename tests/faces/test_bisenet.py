@@ -73,7 +73,7 @@ def test_the_older_file_format_loads(state: dict, tmp_path: Path) -> None:
     [
         ({"ffm.conv1.weight": None}, "missing ffm.conv1.weight"),
         ({"head.weight": torch.zeros(3)}, "extra head.weight"),
-        ({"ffm.conv1.weight": torch.zeros(64, 256, 3, 3)}, "misshaped ffm.conv1.weight (64, 256, 3, 3)"),
+        ({"ffm.conv1.weight": torch.zeros(64, 256, 3, 3)}, "shape ffm.conv1.weight (64, 256, 3, 3)"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_named(

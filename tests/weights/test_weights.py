@@ -21,6 +21,7 @@ from musetalk.config import ModelPaths
 from musetalk.errors import OutputError, UsageError, WeightsError
 from musetalk.weights import __main__ as commands
 from musetalk.weights import files as weight_files
+from musetalk.weights.download import is_the_hub
 from musetalk.weights.folder import WeightsFolder
 from musetalk.weights.registry import REGISTRY, OfficialFile, Source
 
@@ -46,6 +47,7 @@ class Behaviour:
     claimed: int | None = None
     ranges: bool = True
     requests: list[str | None] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
 
 
 class LoopbackServer(ThreadingHTTPServer):
@@ -86,6 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{hashlib.sha256(behaviour.content).hexdigest()}"')
         self.send_header("X-Repo-Commit", REVISION)
         self.end_headers()
+        behaviour.authorizations.append(self.headers.get("Authorization"))
         if with_body:
             behaviour.requests.append(asked)
             cut = behaviour.cut_after.pop(0) if behaviour.cut_after else None
@@ -249,6 +252,40 @@ def test_the_command_honours_hf_endpoint_and_refuses_what_is_not_official(
     assert answer["success"] is False and answer["error_code"] == "weights"
     assert "whisper/config.json" in answer["message"] and answer["hint"]
     assert (tmp_path / "模型 (1)/whisper/config.json.bad").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("named", ["--mirror", "HF_ENDPOINT"])
+def test_a_stored_token_goes_to_no_other_host_than_the_hubs(
+    server: LoopbackServer, tmp_path: Path, named: str
+) -> None:
+    pytest.importorskip("huggingface_hub", reason="needs the full environment (make install-full)")
+    official = next(file for file in REGISTRY if file.path == "whisper/preprocessor_config.json")
+    source = official.source
+    path = f"/{source.repository}/resolve/{source.revision}/{source.location}"
+    server.paths[path] = behaviour = Behaviour(content=b"{}")
+    command = [sys.executable, "-m", "musetalk.weights", "download", "--only", official.path]
+    command += ["--models_dir", str(tmp_path), *([named, server.address] if named == "--mirror" else [])]
+    endpoint = {} if named == "--mirror" else {"HF_ENDPOINT": server.address}
+    subprocess.run(
+        command,
+        cwd=config.REPOSITORY,
+        env={**os.environ, **endpoint, "HF_TOKEN": "hf_secret"},
+        capture_output=True,
+        check=False,
+    )
+    assert behaviour.authorizations and set(behaviour.authorizations) == {None}
+
+
+@pytest.mark.parametrize(
+    ("address", "is_it"),
+    [
+        *[("https://huggingface.co", True), ("https://HuggingFace.co/", True)],
+        *[("https://hf-mirror.com", False), ("http://huggingface.co", False)],
+        *[("https://huggingface.co.example.org", False), ("https://huggingface.co@example.org", False)],
+    ],
+)
+def test_only_the_hubs_own_host_is_the_hub(address: str, is_it: bool) -> None:
+    assert is_the_hub(address) is is_it
 
 
 def test_download_list_and_verify_agree(

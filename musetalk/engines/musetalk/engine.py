@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from musetalk.config import FACE_SIZE, MAX_BATCH_SIZE, EngineConfig, EngineName
-from musetalk.device import usable_cores
+from musetalk.device import is_out_of_memory, limit_torch_threads, memory_needed, out_of_memory
 from musetalk.engines.base import FaceFrame
 from musetalk.engines.musetalk.openvino_runtime import (
     WORTHWHILE_BYTES,
@@ -35,6 +35,7 @@ from musetalk.engines.musetalk.region import (
     can_decode_part,
     difference,
     face_weights,
+    optimised_region,
     used_rectangle,
 )
 from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
@@ -55,7 +56,6 @@ LATENT_CHANNELS = 4
 CPU_BATCH = 4  # faces; on a CPU more at once are no faster, and each takes 0.2 GB
 PROMPT_LENGTH = 50  # steps × (layers + 1) of whisper-tiny
 REGION_SAMPLES = 2  # frames of a template that region decoding is measured on
-OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
 
 
 def sinusoidal_positions(length: int, width: int) -> np.ndarray:
@@ -78,15 +78,6 @@ def face_crop(frame: np.ndarray, bbox: Sequence[int]) -> np.ndarray:
     x1, y1, x2, y2 = bbox
     crop = np.ascontiguousarray(frame[y1:y2, x1:x2])
     return cv2.resize(crop, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LANCZOS4)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator's failure, of a GPU or of the system, is behind `error`."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS)
 
 
 def running_dtype(device: str, *, half: bool) -> str:
@@ -122,21 +113,25 @@ class BatchLimit:
         results: list[Result] = []
         while len(results) < count:
             size = min(self.size, count - len(results))
-            part = slice(len(results), len(results) + size)
-            try:
-                results.extend(work(part))
-            except (RuntimeError, MemoryError) as e:
-                if not is_out_of_memory(e):
-                    raise
-                self._halve(size, e)
+            made = self._attempt(work, slice(len(results), len(results) + size))
+            if made is None:
+                self._halve(size)
+            else:
+                results.extend(made)
         return results
 
-    def _halve(self, size: int, error: BaseException) -> None:
-        if size == 1:
-            raise DeviceError(
-                f"out of memory on {self.device} at batch size 1 内存不足",
-                "减少batch_size或启用fp16 (reduce --batch_size or use --fp16)",
-            ) from error
+    def _attempt(self, work: Callable[[slice], Iterable[Result]], part: slice) -> list[Result] | None:
+        """The results of one part; None when they don't fit, and nothing of the attempt is held any more."""
+        try:
+            return list(work(part))
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+            if part.stop - part.start == 1:
+                raise out_of_memory(self.device, "at batch size 1") from e
+            return None
+
+    def _halve(self, size: int) -> None:
         if not self._said:
             log.warning(
                 "⚠️ out of memory on %s, going on with smaller batches 内存不足，减小批量继续", self.device
@@ -169,11 +164,10 @@ class MuseTalkEngine:
         Raises:
             WeightsError: a file is damaged, hostile, or doesn't fit the others.
         """
-        import torch
-
         from musetalk.engines.musetalk import networks
 
-        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+        if device == "cpu":
+            limit_torch_threads()
         self.device = device
         self.dtype = running_dtype(device, half=engine_config.fp16)
         self.fingerprint = latents_fingerprint(files)
@@ -185,6 +179,7 @@ class MuseTalkEngine:
         self._openvino = choose_runtime(engine_config.runtime, device, files.unet_weights)
         self._compiled_unet: CompiledNetwork | None = None  # once a template was opened, if at all
         self._compiled_decoder: CompiledNetwork | None = None
+        self._optimised: set[Any] = set()  # modules that torch compiles; once each, for all templates
 
     def _check_fit(self) -> None:
         unet, vae = self._unet.module.config, self._vae.module.config
@@ -225,8 +220,10 @@ class MuseTalkEngine:
         """(1, 8, 32, 32) float32 per face: masked latents, then reference latents, scaled means.
 
         Raises:
-            DeviceError: a single face doesn't fit into memory.
+            DeviceError: the VAE or a single face doesn't fit into memory.
         """
+        with memory_needed(self.device, "loading the VAE"):
+            self._vae.load(self.device, self.dtype)
         limit = BatchLimit(self.device)
         crops = (face_crop(face.frame, face.bbox) for face in faces)
         while batch := list(itertools.islice(crops, self._config.batch_size)):
@@ -260,8 +257,8 @@ class MuseTalkEngine:
         """
         import torch
 
-        encoder = self._whisper.load(self.device, "float32")
-        with torch.inference_mode():
+        with torch.inference_mode(), memory_needed(self.device, "encoding audio"):
+            encoder = self._whisper.load(self.device, "float32")
             features = torch.from_numpy(mel)[None].to(self.device)
             states = encoder(features, output_hidden_states=True).hidden_states
             return torch.cat(states).cpu().numpy()
@@ -299,7 +296,12 @@ class MuseTalkEngine:
             CacheError: the template holds no MuseTalk latents.
             WeightsError: a checkpoint can't be read.
             EngineError: the runtime that was asked for can't run.
+            DeviceError: the networks don't fit into memory.
         """
+        with memory_needed(self.device, "loading the networks"):
+            return self._opened(template)
+
+    def _opened(self, template: Template) -> MuseTalkGenerator:
         generator = MuseTalkGenerator(self, template)
         wish = self._config.vae_region
         wanted = wish == "on" or (wish == "auto" and self._found_harmless(template.region_verdict))
@@ -307,8 +309,12 @@ class MuseTalkEngine:
             log.warning("⚠️ this VAE decodes whole faces only 该VAE不支持区域解码")
             wanted = False
         rectangle = used_rectangle(face_weights(template)) if wanted else None
-        self._make_ready(generator, rectangle, whole_faces=not wanted)
+        self._make_ready(generator, rectangle, whole_faces=not wanted, optimise=self._compiles)
         return generator
+
+    @property
+    def _compiles(self) -> bool:
+        return self._config.compile and self.device.startswith("cuda")
 
     def _found_harmless(self, verdict: object) -> bool:
         """Whether preprocessing judged region decoding harmless with these very networks and precision."""
@@ -350,7 +356,7 @@ class MuseTalkEngine:
         import torch
 
         weights, generator = face_weights(template), MuseTalkGenerator(self, template)
-        self._make_ready(generator, used_rectangle(weights), whole_faces=True)
+        self._make_ready(generator, used_rectangle(weights), whole_faces=True, optimise=False)
         region, own = cast(RegionDecoder, generator.region), generator.own_faces()
         with torch.inference_mode():
             differs = difference(region.decode(self.unscaled(own)), self.decode_latents(own), weights)
@@ -358,28 +364,31 @@ class MuseTalkEngine:
         return region.verdict(differs)
 
     def _make_ready(
-        self, generator: MuseTalkGenerator, rectangle: Rectangle | None, *, whole_faces: bool
+        self, generator: MuseTalkGenerator, rectangle: Rectangle | None, *, whole_faces: bool, optimise: bool
     ) -> None:
         """Loads or compiles what is needed; torch takes OpenVINO's place where it can't be and needn't.
 
         Args:
             rectangle: the part of the face that the generator is to decode; None: all of it.
             whole_faces: whether the whole decoder is wanted.
+            optimise: whether torch compiles what the generator will call.
         """
         try:
-            self._load(whole_faces)
+            self._load(whole_faces, optimise)
             if rectangle is not None:
-                generator.region = self._region(generator, rectangle)
+                generator.region = self._region(generator, rectangle, optimise)
+        except DeviceError:
+            raise
         except EngineError as e:
             if not self._openvino or self._config.runtime == "openvino":
                 raise
             log.warning("⚠️ %s; going on with torch", e)
             self._openvino, self._compiled_unet, self._compiled_decoder = False, None, None
-            self._make_ready(generator, rectangle, whole_faces=whole_faces)
+            self._make_ready(generator, rectangle, whole_faces=whole_faces, optimise=optimise)
         if self._openvino:
             self._vae.release()
 
-    def _load(self, whole_faces: bool) -> None:
+    def _load(self, whole_faces: bool, optimise: bool) -> None:
         if self._openvino:
             if self._compiled_unet is None:
                 self._compiled_unet = CompiledNetwork(self._unet_conversion(), self.dtype)
@@ -389,21 +398,26 @@ class MuseTalkEngine:
                 )
             return
         unet, vae = (network.load(self.device, self.dtype) for network in (self._unet, self._vae))
-        if self._config.compile and self.device.startswith("cuda"):
-            unet.compile()
-            vae.decoder.compile()
+        for module in (unet, vae.decoder) if whole_faces else (unet,):
+            if optimise and module not in self._optimised:
+                module.compile()
+                self._optimised.add(module)
 
-    def _region(self, generator: MuseTalkGenerator, rectangle: Rectangle) -> RegionDecoder:
+    def _region(self, generator: MuseTalkGenerator, rectangle: Rectangle, optimise: bool) -> RegionDecoder:
         import torch
 
         vae = self._vae.load(self.device, self.dtype)
+        quicker = self._compiled_region if self._openvino else None
+        if optimise and not self._openvino:
+            quicker = functools.partial(optimised_region, vae)
         with torch.inference_mode():
             samples = self.unscaled(generator.faces_at_rest())
-            return RegionDecoder(vae, rectangle, samples, self._compiled_region if self._openvino else None)
+            return RegionDecoder(vae, rectangle, samples, quicker)
 
-    def _compiled_region(self, cuts: np.ndarray, affine: np.ndarray) -> Callable[[Tensor], Tensor]:
+    def _compiled_region(self, cuts: np.ndarray, affine: Tensor) -> Callable[[Tensor], Tensor]:
         conversion = region_conversion(self._float_vae, self._vae_sources, len(cuts), affine.shape[1])
-        return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, {1: cuts, 2: affine}))
+        constants = {1: cuts, 2: affine.numpy()}
+        return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, constants))
 
     def _unet_conversion(self) -> Conversion:
         from musetalk.engines.musetalk.networks import fold_upsampling, open_unet
@@ -443,7 +457,7 @@ def stack_latents(template: Template) -> tuple[np.ndarray, dict[int, int]]:
     """The template's distinct latents, (n, 8, 32, 32) float32, and the row of each cycle position.
 
     Raises:
-        CacheError: they are no MuseTalk latents.
+        CacheError: they are no MuseTalk latents, or no frame has a face.
     """
     rows: list[np.ndarray] = []
     row_of: dict[int, int] = {}
@@ -463,6 +477,11 @@ def stack_latents(template: Template) -> tuple[np.ndarray, dict[int, int]]:
             row_of[first] = len(rows)
             rows.append(latents[0].astype(np.float32))
         row_of[position] = row_of[first]
+    if not rows:
+        raise CacheError(
+            "no frame of the template shows a face 模板中没有任何面部",
+            "run preprocessing again, with another picture 请更换图片并重新预处理",
+        )
     return np.stack(rows), row_of
 
 

@@ -9,36 +9,18 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import threading
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musetalk.checkpoints import UNREADABLE, check_keys, materialise, read_tensors
 from musetalk.errors import WeightsError
 from musetalk.weights.files import DOWNLOAD_COMMAND, MuseTalkFiles
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
-NAMED_KEYS = 3  # keys of a mismatch that the message names, the rest is counted
-WEB_PAGE_STARTS = (b"<!do", b"<htm", b"<?xm")
-CODE_REFUSED = ("GLOBAL ", "allowlisted", "reduce for unrecognized")  # torch's weights-only loader says so
-UNREADABLE = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    EOFError,
-    OSError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
 VAE_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 WHISPER_PREFIXES = ("model.encoder.", "encoder.")
 
@@ -64,85 +46,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _unreadable(path: Path, why: str) -> WeightsError:
-    return WeightsError(
-        f"{path} {why}", f"delete it and run {DOWNLOAD_COMMAND}, it is downloaded again 请删除后重新下载"
-    )
-
-
-def _diagnose(path: Path, error: BaseException) -> WeightsError:
-    with path.open("rb") as stream:
-        start = stream.read(64).lstrip().lower()
-    if start.startswith(WEB_PAGE_STARTS):
-        return _unreadable(path, "is a web page saved under that name, no checkpoint 是网页而非权重文件")
-    if path.stat().st_size == 0:
-        return _unreadable(path, "is empty 是空文件")
-    if isinstance(error, pickle.UnpicklingError) and any(word in str(error) for word in CODE_REFUSED):
-        return _unreadable(
-            path,
-            "asks to run code, which a checkpoint never needs; nothing of it was run 含可执行代码，已拒绝",
-        )
-    if isinstance(error, pickle.UnpicklingError):
-        return _unreadable(
-            path, "is no checkpoint of tensors; nothing in it was run 不是权重文件，未执行其中内容"
-        )
-    return _unreadable(path, "is damaged or was downloaded in part 已损坏或不完整")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, memory-mapped where its format allows, on the CPU, by key.
-
-    Raises:
-        WeightsError: the file is missing, damaged, no checkpoint, or holds code (which is not run).
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing 缺少模型权重", f"run {DOWNLOAD_COMMAND}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what is wrong with the file is said below
-            mapped = zipfile.is_zipfile(path)
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (*UNREADABLE, SafetensorError) as e:
-        raise _diagnose(path, e) from e
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise _unreadable(path, "holds something other than named tensors 不是权重文件")
-    return state
-
-
-def _named(keys: list[str]) -> str:
-    rest = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-    return ", ".join(keys[:NAMED_KEYS]) + rest
-
-
-def check_keys(module: nn.Module, tensors: Mapping[str, Tensor], weights: Path, settings: Path) -> None:
-    """Compares a checkpoint with the module that its configuration describes.
-
-    Raises:
-        WeightsError: a key is missing, extra or of another shape or kind; the message names keys.
-    """
-    expected = module.state_dict()
-    missing = [key for key in expected if key not in tensors]
-    extra = [key for key in tensors if key not in expected]
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(parameter.shape)}"
-        for key, parameter in expected.items()
-        if key in tensors and (tensors[key].shape != parameter.shape or not tensors[key].is_floating_point())
-    ]
-    wrong = [("missing", missing), ("extra", extra), ("shape", shapes)]
-    if missing or extra or shapes:
-        found = "; ".join(f"{kind} {_named(keys)}" for kind, keys in wrong if keys)
-        raise WeightsError(
-            f"{weights} does not fit {settings} 权重与配置不符: {found}",
-            "use the weights and the configuration of one version (--version v1|v15), and the official VAE",
-        )
-
-
 def _on_meta(build: Callable[[], nn.Module], settings: Path) -> nn.Module:
     import torch
 
@@ -154,31 +57,6 @@ def _on_meta(build: Callable[[], nn.Module], settings: Path) -> nn.Module:
             f"{settings} describes no network that can be built 模型配置无效: {e}",
             f"delete it and run {DOWNLOAD_COMMAND}",
         ) from e
-
-
-def _release_pages(tensor: Tensor) -> None:
-    """Lets the system drop the mapped file pages behind a tensor that was cast; Linux only."""
-    import ctypes
-    import mmap
-
-    advice = getattr(mmap, "MADV_DONTNEED", None)
-    if advice is None or tensor.nbytes < mmap.PAGESIZE:
-        return
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
-
-
-def _materialise(
-    module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> None:
-    ready = {}
-    for key in module.state_dict():
-        ready[key] = tensors[key].to(device, dtype)
-        if ready[key] is not tensors[key]:
-            _release_pages(tensors[key])
-    module.load_state_dict(ready, assign=True)
-    module.requires_grad_(False).eval()
 
 
 class Network:
@@ -211,7 +89,7 @@ class Network:
         with self._lock:
             if self._loaded is None:
                 loaded, tensors = copy.deepcopy(self.module), self._tensors or self._read()
-                _materialise(loaded, tensors, torch.device(device), getattr(torch, dtype))
+                materialise(loaded, tensors, torch.device(device), getattr(torch, dtype))
                 if self._prepare is not None:
                     self._prepare(loaded)
                 self._loaded, self._tensors = loaded, None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from musetalk.config import RuntimeRequest
-from musetalk.device import usable_cores
+from musetalk.device import is_out_of_memory, out_of_memory, usable_cores
 from musetalk.errors import EngineError
 from musetalk.weights.files import sampled_digest
 
@@ -143,7 +143,7 @@ class CompiledNetwork:
         constants: inputs, by position, that are the same at every call and no longer given.
 
     Raises:
-        EngineError: the network can't be converted, kept or compiled.
+        EngineError: the network can't be converted, kept or compiled; a DeviceError where memory is missing.
     """
 
     def __init__(
@@ -160,7 +160,9 @@ class CompiledNetwork:
             path = converted_path(conversion, half=dtype != "float32")
             model = _with_constants(path, constants or {})
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
-        except (RuntimeError, OSError, TimeoutError) as e:
+        except (RuntimeError, MemoryError, OSError, TimeoutError) as e:
+            if is_out_of_memory(e):
+                raise out_of_memory("cpu", f"preparing {conversion.name}") from e
             raise EngineError(
                 f"{conversion.name} can't be prepared for OpenVINO: {e}", "use --runtime torch"
             ) from e

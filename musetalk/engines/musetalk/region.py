@@ -210,6 +210,19 @@ def fixed_norms(vae: Any, affine: Tensor) -> Normalise:
     return normalise
 
 
+def decoder_of_cuts(vae: Any, cuts: np.ndarray, affine: Tensor) -> Callable[[Tensor], Tensor]:
+    """`decode_cuts` with everything but the latents settled, in the precision of `vae`."""
+    normalise, edges = fixed_norms(vae, affine.to(vae.dtype)), cuts.tolist()
+    return lambda latents: decode_cuts(vae, latents, edges, normalise)
+
+
+def optimised_region(vae: Any, cuts: np.ndarray, affine: Tensor) -> Callable[[Tensor], Tensor]:
+    """`decoder_of_cuts`, compiled by torch: the decoder's own forward isn't what a region calls."""
+    import torch
+
+    return torch.compile(decoder_of_cuts(vae, cuts, affine))
+
+
 def measure_norms(vae: Any, samples: Tensor) -> Tensor:
     """(2, n) float32 for `fixed_norms`, from full decodes of `samples` (B, 4, 32, 32), unscaled."""
     import torch
@@ -249,7 +262,7 @@ class RegionDecoder:
         vae: loaded.
         rectangle: the part of the face that the template uses.
         samples: (n, 4, 32, 32) unscaled latents of its generated faces, decoded in full for statistics.
-        compiled: makes a quicker `decode_cuts` for these cuts and this affine; None: torch does it.
+        compiled: makes a quicker `decode_cuts` for these cuts and norms (float32); None: torch does it.
     """
 
     def __init__(
@@ -257,16 +270,15 @@ class RegionDecoder:
         vae: Any,
         rectangle: Rectangle,
         samples: Tensor,
-        compiled: Callable[[np.ndarray, np.ndarray], Callable[[Tensor], Tensor]] | None = None,
+        compiled: Callable[[np.ndarray, Tensor], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self.rectangle = rectangle
         cuts = plan_cuts(rectangle, _resnets(vae), samples.shape[-1])
         affine = measure_norms(vae, samples)
         if compiled is not None:
-            self._decode = compiled(cuts, affine.numpy())
+            self._decode = compiled(cuts, affine)
         else:
-            normalise = fixed_norms(vae, affine.to(samples.dtype))
-            self._decode = lambda latents: decode_cuts(vae, latents, cuts.tolist(), normalise)
+            self._decode = decoder_of_cuts(vae, cuts, affine)
 
     @property
     def share(self) -> float:

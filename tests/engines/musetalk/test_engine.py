@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import json
 import logging
 import os
-import pickle
 import shutil
 import subprocess
 import sys
-import zipfile
+import weakref
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from musetalk import checkpoints, device
 from musetalk.config import REPOSITORY, EngineConfig
 from musetalk.errors import CacheError, DeviceError, WeightsError
 from musetalk.templates.template import Template
@@ -88,9 +88,9 @@ def whole(crop: np.ndarray) -> FaceFrame:
 
 def test_seeded_weights_are_those_of_the_goldens(tiny_models: Path) -> None:
     files = weight_files.find_files(model_paths(tiny_models))
-    unet = networks.read_tensors(files.unet_weights)["conv_in.weight"].flatten()[:3]
-    vae = networks.read_tensors(files.vae_weights)["encoder.conv_in.weight"].flatten()[:3]
-    whisper = networks.read_tensors(files.whisper_weights)["encoder.conv1.weight"].flatten()[:3]
+    unet = checkpoints.read_tensors(files.unet_weights)["conv_in.weight"].flatten()[:3]
+    vae = checkpoints.read_tensors(files.vae_weights)["encoder.conv_in.weight"].flatten()[:3]
+    whisper = checkpoints.read_tensors(files.whisper_weights)["encoder.conv1.weight"].flatten()[:3]
     torch.testing.assert_close(unet, torch.tensor(UNET_START), atol=1e-6, rtol=0)
     torch.testing.assert_close(vae, torch.tensor(VAE_START), atol=1e-6, rtol=0)
     torch.testing.assert_close(whisper, torch.tensor(WHISPER_START), atol=1e-6, rtol=0)
@@ -196,6 +196,98 @@ def test_out_of_memory_at_batch_1_says_what_to_do() -> None:
     assert error.value.exit_code == 5
 
 
+def test_the_failed_batch_is_let_go_before_the_memory_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[weakref.ref[Any]] = []
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(held[-1]() is None))
+
+    def work(part: slice) -> list[int]:
+        batch = torch.zeros(part.stop - part.start)
+        held.append(weakref.ref(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [part.start]
+
+    assert BatchLimit("cuda:0").run(work, 4) == [0, 1, 2, 3]
+    assert freed == [True, True]
+
+
+def out_of_memory(*_: object, **__: object) -> Any:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("stage", ["opening", "encoding a face", "encoding audio"])
+def test_memory_that_is_missing_anywhere_is_a_device_error(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    engine = make_engine(tiny_models)
+    template = template_of([np.zeros((1, 8, 32, 32), np.float32)])
+    prompts = engine.audio_prompts([np.zeros(16_000, np.float32)], FPS_25)
+    latents = engine.encode([whole(np.zeros((256, 256, 3), np.uint8))])
+    stages: dict[str, Callable[[], object]] = {
+        "opening": lambda: engine.open(template),
+        "encoding a face": lambda: next(latents),
+        "encoding audio": lambda: next(prompts),
+    }
+    monkeypatch.setattr(networks, "materialise", out_of_memory)
+    with pytest.raises(DeviceError) as error:
+        stages[stage]()
+    assert error.value.exit_code == 5 and "减少batch_size或启用fp16" in error.value.hint
+
+
+def test_a_card_that_torch_cannot_use_is_replaced_by_the_cpu(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device, "_torchs_complaint", lambda _: "no kernel image is available")
+    device.warn_of_missing.cache_clear()
+    config = EngineConfig(engine="musetalk", device="cuda:0", models=model_paths(tiny_models))
+    with caplog.at_level(logging.WARNING):
+        assert create_engine("musetalk", config, "cuda:0").device == "cpu"
+    assert [record.getMessage().count("未找到GPU，改用CPU") for record in caplog.records] == [1]
+    with pytest.raises(DeviceError, match="no kernel image") as error:
+        create_engine("musetalk", dataclasses.replace(config, strict_device=True), "cuda:0")
+    assert error.value.exit_code == 5
+
+
+def test_a_template_without_any_face_is_a_cache_error(engine: MuseTalkEngine) -> None:
+    with pytest.raises(CacheError) as error:
+        engine.open(make_template(2, faceless=(0, 1)))
+    assert error.value.exit_code == 6
+
+
+@pytest.mark.parametrize("region", ["on", "off"])
+def test_compiling_reaches_what_a_frame_really_calls(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch, golden: dict[str, np.ndarray], region: Any
+) -> None:
+    compiled: list[str] = []
+    called: list[str] = []
+
+    def compile_(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
+        name = getattr(function, "__qualname__", repr(function)).partition(".")[0]
+        compiled.append(name)
+
+        def run(*arguments: Any, **settings: Any) -> Any:
+            called.append(name)
+            return function(*arguments, **settings)
+
+        return run
+
+    latents = [np.concatenate([golden["masked_mean0"], golden["ref_mean0"]], axis=1)]
+    expected = make_engine(tiny_models, vae_region=region).open(template_of(latents))
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(MuseTalkEngine, "_compiles", True)
+    engine = make_engine(tiny_models, vae_region=region, compile=True)
+    generator, _again = engine.open(template_of(latents)), engine.open(template_of(latents))
+    called.clear()
+    found = generator.generate(golden["audio_prompts"][:1], [0])
+    decoder = "decoder_of_cuts" if region == "on" else "Module"
+    assert called == ["Module", decoder]
+    assert compiled.count("Module") == (1 if region == "on" else 2)
+    np.testing.assert_array_equal(found[0], expected.generate(golden["audio_prompts"][:1], [0])[0])
+
+
 def test_other_failures_are_not_taken_for_memory() -> None:
     def work(_part: slice) -> list[int]:
         raise RuntimeError("shapes cannot be multiplied")
@@ -271,64 +363,6 @@ def test_the_fingerprint_names_version_and_vae(tiny_models: Path, tmp_path: Path
     changed.write_bytes(content)
     retrained = weight_files.MuseTalkFiles(**{**vars(files), "vae_weights": changed})
     assert weight_files.latents_fingerprint(files) != weight_files.latents_fingerprint(retrained)
-
-
-class Code:
-    """A pickle that writes a file when it is loaded."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return os.mkdir, (str(self.marker),)
-
-
-def _in_archive(payload: bytes) -> bytes:
-    buffer = io.BytesIO()
-    torch.save({"conv_in.weight": torch.zeros(2)}, buffer)
-    changed = io.BytesIO()
-    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(changed, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, payload if name.endswith("data.pkl") else old.read(name))
-    return changed.getvalue()
-
-
-BAD_CHECKPOINTS: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
-    "code": (lambda _good, marker: pickle.dumps(Code(marker), protocol=2), "code"),
-    "code in an archive": (lambda _good, marker: _in_archive(pickle.dumps(Code(marker), protocol=2)), "code"),
-    "truncated": (lambda good, _marker: good[: len(good) // 2], "damaged"),
-    "web page": (lambda _good, _marker: b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
-    "empty": (lambda _good, _marker: b"", "empty"),
-    "noise": (lambda _good, _marker: np.random.RandomState(1).bytes(5000), "no checkpoint"),
-    "code of another protocol": (
-        lambda _good, marker: pickle.dumps(Code(marker), protocol=4),
-        "nothing in it was run",
-    ),
-    "no tensors": (lambda _good, _marker: _in_archive(pickle.dumps([1, 2], protocol=2)), "named tensors"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
-def test_a_bad_checkpoint_is_named_and_nothing_in_it_runs(
-    tiny_models: Path, tmp_path: Path, kind: str
-) -> None:
-    make, words = BAD_CHECKPOINTS[kind]
-    marker = tmp_path / "was run"
-    bad = tmp_path / "unet.pth"
-    bad.write_bytes(make((tiny_models / "musetalkV15/unet.pth").read_bytes(), marker))
-    with pytest.raises(WeightsError) as error:
-        networks.read_tensors(bad)
-    assert error.value.exit_code == 5
-    assert str(bad) in error.value.message and words in error.value.message
-    assert "musetalk.weights download" in error.value.hint
-    assert not marker.exists()
-
-
-def test_a_truncated_safetensors_file_is_refused(tiny_models: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "model.safetensors"
-    bad.write_bytes((tiny_models / "whisper/model.safetensors").read_bytes()[:1_000_000])
-    with pytest.raises(WeightsError, match="damaged"):
-        networks.read_tensors(bad)
 
 
 @pytest.fixture
@@ -418,7 +452,8 @@ def test_the_official_files_older_key_names_load(
 LOADING = """
 import re, sys, torch
 from pathlib import Path
-from musetalk.engines.musetalk.networks import Network, read_tensors
+from musetalk.checkpoints import read_tensors
+from musetalk.engines.musetalk.networks import Network
 with torch.device("meta"):
     module = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(20)))
 torch.zeros(8, 8).to(torch.bfloat16)
