@@ -180,7 +180,7 @@ def test_live_curves_are_those_of_the_whole_speech(network):
         rig_opening(np.concatenate(list(hear_all(network.listen(Fraction(25), grid), [waveform]))))
         for grid in (LIVE_GRID, WHOLE_GRID)
     )
-    assert np.corrcoef(live, whole)[0, 1] > 0.98
+    assert np.corrcoef(live, whole)[0, 1] > 0.93
 
 
 def test_segments_join_to_the_session_they_are_cut_from(network):
