@@ -1,4 +1,4 @@
-"""Preprocess, render, check caches and describe the service, by one of four switches."""
+"""Preprocess, render, check caches, describe the service or stay as one, by one of five switches."""
 
 from musetalk.cli import run, service_main
 from musetalk.service import IntegratedMuseTalkService

@@ -31,6 +31,7 @@ from musetalk.config import (
     ModelPaths,
     PreprocessingConfig,
     RuntimeRequest,
+    ServerConfig,
     Switch,
 )
 from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, UsageError
@@ -58,7 +59,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("common")
     group.add_argument("--template_id", help="the template's name 模板ID")
     group.add_argument(
-        "--cache_dir", default=Defaults.cache_dir, help="template caches (default %(default)s)"
+        "--cache_dir",
+        default=os.environ.get("MUSE_TEMPLATE_CACHE_DIR") or Defaults.cache_dir,
+        help="template caches, or MUSE_TEMPLATE_CACHE_DIR (default %(default)s)",
     )
     group.add_argument(
         "--device", default=EngineConfig.device, help="auto, cpu, cuda:0 (default %(default)s)"
@@ -265,6 +268,76 @@ def info_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     return _service(arguments).get_service_info(), 0
 
 
+def serve_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
+    """Stays and serves callers over HTTP and TCP until it is asked to stop."""
+    try:
+        from musetalk.server.serve import serve
+        from musetalk.server.worker import Worker
+    except ModuleNotFoundError as e:
+        raise EngineError(
+            f"the resident worker needs the package {e.name} 缺少Python包", "run make install"
+        ) from e
+    service = _service(arguments)
+    worker = Worker(
+        service.store.cache_dir,
+        service.config,
+        _server_config(arguments),
+        tuple(arguments.devices.split(",")) if arguments.devices else (service.config.device,),
+        settings=service.settings,
+        encoding=service.encoding,
+        memory_limit=arguments.memory_limit,
+    )
+    return serve(worker, say), 0
+
+
+def _server_config(arguments: argparse.Namespace) -> ServerConfig:
+    defaults = ServerConfig()
+    server = ServerConfig(
+        host=arguments.host,
+        http_port=arguments.http_port,
+        tcp_port=arguments.port,
+        videos_dir=Path(arguments.videos_dir or os.environ.get("MUSE_VIDEOS_DIR") or defaults.videos_dir),
+        temp_dir=Path(os.environ.get("MUSE_TEMP_DIR") or defaults.temp_dir),
+        preload=tuple(name for name in (arguments.preload or "").split(",") if name),
+        max_sessions=arguments.max_sessions,
+        grace=arguments.grace,
+        keep=arguments.keep,
+        token=arguments.token or os.environ.get("MUSETALK_TOKEN", ""),
+        trust=tuple(arguments.trust or ()),
+        allow_dirs=tuple(Path(folder) for folder in arguments.allow_dir or ()),
+    )
+    from musetalk.server.gate import is_loopback
+
+    if not is_loopback(server.host) and not (server.token or server.trust):
+        raise UsageError(
+            f"--host {server.host} is open to others: a --token is needed 需要令牌",
+            "set --token or MUSETALK_TOKEN, or allow networks with --trust CIDR",
+        )
+    return server
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    defaults = ServerConfig()
+    group = parser.add_argument_group("serve 常驻服务")
+    group.add_argument("--host", default=defaults.host, help="address to listen on (default %(default)s)")
+    group.add_argument("--http_port", type=int, default=defaults.http_port, help="(default %(default)s)")
+    group.add_argument(
+        "--port", type=int, default=defaults.tcp_port, help="TCP by lines (default %(default)s)"
+    )
+    group.add_argument("--devices", help="cuda:0,cuda:1 say; by default --device")
+    group.add_argument("--videos_dir", help=f"finished videos (default {defaults.videos_dir})")
+    group.add_argument("--preload", metavar="ID,ID", help="templates to open before the worker is ready")
+    group.add_argument(
+        "--memory_limit", type=int, default=Defaults.memory_limit, help="bytes of open templates"
+    )
+    group.add_argument("--max_sessions", type=int, help="instead of what a test at the start says")
+    group.add_argument("--grace", type=float, default=defaults.grace, help="seconds to finish what runs in")
+    group.add_argument("--keep", type=float, default=defaults.keep, help="hours that finished jobs are kept")
+    group.add_argument("--token", help="what callers from elsewhere must show; or MUSETALK_TOKEN")
+    group.add_argument("--trust", action="append", metavar="CIDR", help="network that needs no token")
+    group.add_argument("--allow_dir", action="append", metavar="DIR", help="folder that callers may name")
+
+
 def preprocessing_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     """The command line of enhanced_musetalk_preprocessing.py."""
     parser = _parser("enhanced_musetalk_preprocessing.py", "Make a template cache 预处理模板")
@@ -289,7 +362,9 @@ def service_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         "inference": inference_command,
         "check_cache": check_command,
         "service_info": info_command,
+        "serve": serve_command,
     }
+    _add_server(parser)
     group = parser.add_mutually_exclusive_group(required=True)
     for name, command in commands.items():
         group.add_argument(

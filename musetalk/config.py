@@ -143,6 +143,34 @@ class EncodingConfig:
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """Where the resident worker listens and what it allows itself and its callers."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 28888
+    tcp_port: int = 58080
+    videos_dir: Path = Path("./output/videos")
+    temp_dir: Path = Path("./output/uploads")
+    preload: tuple[str, ...] = ()
+    max_sessions: int | None = None  # None: as many as a test at the start says
+    grace: float = 30.0  # seconds that running work has to end in when the worker is asked to stop
+    keep: float = 24.0  # hours that finished jobs and uploads are kept
+    token: str = ""  # what callers must show when the address isn't the loopback's
+    trust: tuple[str, ...] = ()  # networks whose callers need no token, "172.18.0.0/16" say
+    allow_dirs: tuple[Path, ...] = ()  # what paths in requests may lie below, when not on the loopback
+
+    def __post_init__(self) -> None:
+        _whole("http_port", self.http_port, 0, 65_535)
+        _whole("port", self.tcp_port, 0, 65_535)
+        if self.max_sessions is not None:
+            _whole("max_sessions", self.max_sessions, 1, 10_000)
+        if not 0 <= self.grace <= 3600:
+            raise InputError(f"grace is {self.grace}", "grace is a number of seconds from 0 to 3600")
+        if not 0 < self.keep <= 24 * 366:
+            raise InputError(f"keep is {self.keep}", "keep is a number of hours above 0")
+
+
+@dataclass(frozen=True)
 class Defaults:
     """Defaults of the commands that belong to no other dataclass."""
 

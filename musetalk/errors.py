@@ -87,6 +87,27 @@ class OutputError(MuseTalkError, OSError):
     exit_code = 7
 
 
+class BusyError(MuseTalkError, RuntimeError):
+    """The resident worker has no place free, or takes no more work.
+
+    Attributes:
+        retry_after: seconds after which asking again makes sense.
+    """
+
+    error_code = "busy"
+
+    def __init__(self, message: str, hint: str = "", retry_after: int = 1) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class CancelledRun(MuseTalkError, RuntimeError):
+    """Somebody who may do so ended the request."""
+
+    error_code = "cancelled"
+    exit_code = 130
+
+
 class InterruptedRun(KeyboardInterrupt):
     """Ctrl-C or a termination signal ended the run; outside the tree, so that nothing swallows it.
 

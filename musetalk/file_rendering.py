@@ -14,9 +14,9 @@ from pathlib import Path
 
 from musetalk.config import EncodingConfig
 from musetalk.device import Device
-from musetalk.errors import InputError
+from musetalk.errors import CancelledRun, InputError
 from musetalk.pipeline import StageClock
-from musetalk.rendering import OpenedTemplate, Request, render
+from musetalk.rendering import Conduct, OpenedTemplate, RenderingInfo, Request, render
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,16 @@ def render_file(
     encoding: EncodingConfig,
     clock: StageClock,
     expected: int | None = None,
-) -> tuple[int, float]:
-    """Renders all of `files.audio`; returns the number of frames and the seconds to the first one.
+    conduct: Conduct | None = None,
+) -> tuple[RenderingInfo, float]:
+    """Renders all of `files.audio`; returns where it ended and the seconds to the first frame.
 
     Args:
         expected: frames to come, for the progress bar; None where it isn't known.
 
     Raises:
         InputError: the audio can't be read or is shorter than one frame.
+        CancelledRun: it was cancelled; nothing is left.
         OutputError: the video or a frame can't be written; nothing is left of them.
     """
     from tqdm import tqdm
@@ -85,27 +87,36 @@ def render_file(
     from musetalk.media.video import VideoWriter
 
     width, height = opened.template.frame_size
-    count, first_frame = 0, 0.0
+    first_frame, conduct = 0.0, conduct or Conduct()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(FrameFolder(files.frames_dir)) if files.frames_dir else None
         writer = stack.enter_context(
             VideoWriter(files.output, width, height, request.fps, files.audio, encoding=encoding)
         )
-        frames, _ = render(opened, read_waveform(files.audio), request, clock)
+        frames, info = render(opened, read_waveform(files.audio), request, clock)
         stack.enter_context(contextlib.closing(frames))
         bar = stack.enter_context(
-            tqdm(total=expected, desc="render 渲染", unit="frame", disable=None, file=sys.stderr)
+            tqdm(
+                total=expected,
+                desc="render 渲染",
+                unit="frame",
+                disable=None if conduct.bar else True,
+                file=sys.stderr,
+            )
         )
-        for frame in frames:
+        for count, frame in enumerate(frames, 1):
             with clock.stage("encode"):
                 writer.write(frame.i420)
                 if folder is not None:
                     folder.write(opened.compositor.compose_bgr(*frame.placed))
             first_frame = first_frame or time.perf_counter() - clock.started
-            count += 1
             bar.update()
-        if not count:
+            if conduct.progress is not None:
+                conduct.progress(count, expected)
+        if request.cancel is not None and request.cancel.is_set():
+            raise CancelledRun("the request was cancelled 已取消", "")
+        if not writer.frame_count:
             raise InputError("the audio is shorter than one frame 音频太短", "use a longer recording")
         with clock.stage("encode"):
             writer.close()
-    return count, first_frame
+    return info, first_frame

@@ -17,7 +17,7 @@ from musetalk.engines.registry import EngineRegistry
 from musetalk.file_rendering import Files, InferenceResult, render_file
 from musetalk.open_templates import OpenTemplates
 from musetalk.pipeline import Pipeline, StageClock
-from musetalk.rendering import OpenedTemplate, Request
+from musetalk.rendering import Conduct, OpenedTemplate, Request
 from musetalk.templates.store import TemplateMetadata, TemplateStore
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class UltraFastRealtimeInference:
         *,
         frames_dir: str | Path | None = None,
         record: bool = False,
+        conduct: Conduct | None = None,
     ) -> InferenceResult:
         """Renders `audio_path` onto a template into `output_path`.
 
@@ -72,6 +73,7 @@ class UltraFastRealtimeInference:
             fps: frames per second; any real number, NTSC rates exact.
             frames_dir: also write each blended frame there, losslessly, as 00000000.png and so on.
             record: keep each stage's intervals in the result.
+            conduct: who watches and steers; by default a progress bar on a terminal.
 
         Raises:
             InputError: audio or fps can't be used.
@@ -85,7 +87,9 @@ class UltraFastRealtimeInference:
         clock = StageClock(record=record)
         rate = parse_fps(fps)
         # bad audio is refused before the networks are loaded; a warm renderer meets it soon enough
-        asked = not self.templates.templates() or sys.stderr.isatty()
+        conduct = conduct or Conduct()
+        watched = conduct.progress is not None or (conduct.bar and sys.stderr.isatty())
+        asked = watched or not self.templates.templates()
         audio_duration = probe_audio(Path(audio_path)).duration if asked else None
         source = self.store.read_metadata(template_id).get("template_image_path", "")
         output = check_output_path(Path(output_path), inputs=[Path(audio_path), Path(str(source))])
@@ -97,8 +101,10 @@ class UltraFastRealtimeInference:
         )
         expected = None if audio_duration is None else int(audio_duration * rate)
         files = Files(Path(audio_path), output, Path(frames_dir) if frames_dir else None)
-        request = Request(rate, self.config.batch_size)
-        frames, first_frame = render_file(opened, files, request, self.encoding, clock, expected)
+        generate = conduct.generate(opened) if conduct.generate is not None else None
+        request = Request(rate, self.config.batch_size, generate=generate, cancel=conduct.cancel)
+        info, first_frame = render_file(opened, files, request, self.encoding, clock, expected, conduct)
+        frames = info.position.frames
         log.info("%d frames at %s per second into %s: %s", frames, rate, output, clock.summary())
         return InferenceResult(
             template_id=template_id,

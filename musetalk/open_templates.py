@@ -47,7 +47,7 @@ class OpenTemplates:
             CacheError: the cache is missing, damaged or made by another engine.
             WeightsError, EngineError: its engine can't run.
         """
-        key = (str(store.cache_dir.absolute()), template_id)
+        key = _key(store, template_id)
         with self._alone(key):
             metadata = store.read_metadata(template_id)
             engine = engine_for(metadata)
@@ -64,10 +64,14 @@ class OpenTemplates:
                 self._close_oldest()
             return kept
 
+    def is_open(self, store: TemplateStore, template_id: str) -> bool:
+        """Whether the template was opened and not closed since."""
+        return _key(store, template_id) in self._open
+
     def close(self, store: TemplateStore, template_id: str) -> None:
         """Forgets a template, if it is open."""
         with self._lock:
-            self._open.pop((str(store.cache_dir.absolute()), template_id), None)
+            self._open.pop(_key(store, template_id), None)
 
     def templates(self) -> list[OpenedTemplate]:
         """Those that are open, the one used last at the end."""
@@ -90,6 +94,10 @@ class OpenTemplates:
             log.info(
                 "template %s is closed, open ones are limited to %d bytes", template_id, self.memory_limit
             )
+
+
+def _key(store: TemplateStore, template_id: str) -> tuple[str, str]:
+    return str(store.cache_dir.absolute()), template_id
 
 
 def _opened(store: TemplateStore, template_id: str, engine: Engine) -> OpenedTemplate:

@@ -131,6 +131,23 @@ class Request:
     cancel: threading.Event | None = None
 
 
+@dataclass(frozen=True)
+class Conduct:
+    """How a request is watched and steered while it runs.
+
+    Attributes:
+        generate: of an open template, what makes its faces, a scheduler say; its own generator by default.
+        cancel: ends the request once it is set.
+        progress: told the frames that are made and, where it is known, how many there will be.
+        bar: whether a person watches a bar on stderr.
+    """
+
+    generate: Callable[[OpenedTemplate], GenerateFaces] | None = None
+    cancel: threading.Event | None = None
+    progress: Callable[[int, int | None], None] | None = None
+    bar: bool = True
+
+
 def render(
     opened: OpenedTemplate,
     speech: Iterable[np.ndarray],

@@ -26,6 +26,7 @@ from musetalk.file_rendering import InferenceResult
 from musetalk.inference import UltraFastRealtimeInference
 from musetalk.open_templates import OpenTemplates
 from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
+from musetalk.rendering import Conduct
 from musetalk.templates.store import MEGABYTE, CacheCheck, TemplateStore
 
 if TYPE_CHECKING:
@@ -173,6 +174,22 @@ class IntegratedMuseTalkService:
         self.engines = engines or EngineRegistry()
         self.templates = templates or OpenTemplates()
 
+    def sharing(
+        self,
+        config: EngineConfig | None = None,
+        encoding: EncodingConfig | None = None,
+        settings: PreprocessingConfig | None = None,
+    ) -> IntegratedMuseTalkService:
+        """A service with other settings over the same cache folder, engines and open templates."""
+        return IntegratedMuseTalkService(
+            self.store.cache_dir,
+            config=config or self.config,
+            encoding=encoding or self.encoding,
+            settings=settings or self.settings,
+            engines=self.engines,
+            templates=self.templates,
+        )
+
     def preprocess_template(
         self,
         template_id: str,
@@ -231,10 +248,11 @@ class IntegratedMuseTalkService:
         output_path: str | Path,
         fps: float | str = Defaults.fps,
         frames_dir: str | Path | None = None,
+        conduct: Conduct | None = None,
     ) -> InferenceAnswer:
-        """Renders speech onto a cached template."""
+        """Renders speech onto a cached template; `conduct` says who watches and steers."""
         result = self.renderer().ultra_fast_inference(
-            template_id, audio_path, output_path, fps, frames_dir=frames_dir
+            template_id, audio_path, output_path, fps, frames_dir=frames_dir, conduct=conduct
         )
         return inference_answer(result)
 

@@ -25,6 +25,7 @@ LAYERS = (
     ("measurement", "measurement_chart"),
     ("inference",),
     ("service",),
+    ("server",),
     ("cli",),
     ("tools", "training"),
     ("benchmark",),

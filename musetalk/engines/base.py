@@ -79,6 +79,17 @@ class Listener(Protocol):
 
 
 @runtime_checkable
+class MixingEngine(Protocol):
+    """An engine that generates faces of several templates in one batch."""
+
+    def generate_mixed(
+        self, requests: Sequence[tuple[Generator, np.ndarray, Sequence[int]]]
+    ) -> list[list[np.ndarray]]:
+        """For each generator, audio prompts and indices what `Generator.generate` would give."""
+        ...
+
+
+@runtime_checkable
 class TemplateJudge(Protocol):
     """An engine that decides at preprocessing how a template is to be rendered."""
 

@@ -160,6 +160,18 @@ class TemplateStore:
         """Where the picture for operators is: box, landmarks and mask drawn on the first face."""
         return self.cache_dir / (check_template_id(template_id) + _PREVIEW_SUFFIX)
 
+    def found_pickle(self, template_id: str) -> Path:
+        """Where the template's arrays are to be read: here, or in a folder of its own that a caller made."""
+        return self._found(self.pickle_path(template_id), template_id)
+
+    def found_metadata(self, template_id: str) -> Path:
+        """Where the template's metadata is to be read."""
+        return self._found(self.metadata_path(template_id), template_id)
+
+    def _found(self, path: Path, template_id: str) -> Path:
+        nested = self.cache_dir / template_id / path.name
+        return nested if not path.exists() and nested.exists() else path
+
     @contextlib.contextmanager
     def lock(self, template_id: str, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
         """Holds the template's lock, across threads and processes.
@@ -243,7 +255,7 @@ class TemplateStore:
         return self._retry_locked(template_id, lambda: self._read_metadata(template_id), LOCK_TIMEOUT)
 
     def _read_metadata(self, template_id: str) -> TemplateMetadata:
-        path = self.metadata_path(template_id)
+        path = self.found_metadata(template_id)
         try:
             content = path.read_bytes()
         except FileNotFoundError as e:
@@ -265,7 +277,7 @@ class TemplateStore:
         if (checksum := metadata.get("pkl_sha256")) is not None:
             return (checksum,)
         try:
-            status = self.pickle_path(template_id).stat()
+            status = self.found_pickle(template_id).stat()
         except OSError as e:
             raise missing_cache(template_id, self.cache_dir) from e
         return status.st_size, status.st_mtime_ns
@@ -284,7 +296,7 @@ class TemplateStore:
         from musetalk.templates.template import Template
 
         metadata = self._read_metadata(template_id)
-        path = self.pickle_path(template_id)
+        path = self.found_pickle(template_id)
         try:
             with path.open("rb") as stream:
                 data = load_template_dict(stream, metadata.get("pkl_sha256"))
@@ -329,19 +341,19 @@ class TemplateStore:
             return self._failed_check(template_id, e)
 
     def _failed_check(self, template_id: str, error: CacheError) -> CacheCheck:
-        exists = self.pickle_path(template_id).exists() or self.metadata_path(template_id).exists()
+        exists = self.found_pickle(template_id).exists() or self.found_metadata(template_id).exists()
         return CacheCheck(exists=exists, valid=False, message=error.message, hint=error.hint)
 
     def _check(self, template_id: str, full: bool) -> CacheCheck:
         metadata = self._read_metadata(template_id)
-        path = self.pickle_path(template_id)
+        path = self.found_pickle(template_id)
         try:
             status = path.stat()
             size = status.st_size
             expected_hash, expected_size = metadata.get("pkl_sha256"), metadata.get("pkl_size", size)
             intact = size == expected_size and size > 0
             # the metadata is the later file, so whoever writes to the pickle afterwards makes it as late
-            published = self.metadata_path(template_id).stat().st_mtime_ns
+            published = self.found_metadata(template_id).stat().st_mtime_ns
             untouched = metadata.get("pkl_mtime_ns") == status.st_mtime_ns < published
             if intact and full and expected_hash is not None and not untouched:
                 intact = file_sha256(path) == expected_hash
@@ -367,7 +379,7 @@ class TemplateStore:
     def size(self, template_id: str) -> int:
         """Bytes of the template's pickle; 0 when there is none."""
         try:
-            return self.pickle_path(template_id).stat().st_size
+            return self.found_pickle(template_id).stat().st_size
         except OSError:
             return 0
 

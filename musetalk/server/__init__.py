@@ -1,0 +1,1 @@
+"""The resident worker: one process that keeps engines and templates and serves every kind of caller."""

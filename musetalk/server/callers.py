@@ -1,0 +1,111 @@
+"""What the programs that use the toolkit today may ask of a resident process, whatever protocol they speak.
+
+Each answer is the documented dict, or the failure with the error's code and hint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from musetalk import __version__
+from musetalk.config import EngineConfig, PreprocessingConfig
+from musetalk.errors import InputError, MuseTalkError, UsageError
+from musetalk.server.paths import check_output, find_input
+from musetalk.server.segments import SegmentSessions
+from musetalk.server.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Callers:
+    """The worker as its callers know it.
+
+    Args:
+        worker: does the work.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.sessions = SegmentSessions(worker, worker.server.videos_dir)
+        self.sessions.videos_dir.mkdir(parents=True, exist_ok=True)
+
+    def find(self, text: object, name: str, trusted: bool) -> Path:
+        """The input file that a request names; `trusted` callers may name any.
+
+        Raises:
+            InputError: it isn't a path, or lies where the caller may not look.
+        """
+        server = self.worker.server
+        shared = (server.temp_dir, server.videos_dir, *server.allow_dirs)
+        return find_input(_text(text, name), shared, None if trusted else self._allowed)
+
+    def output(self, text: object, name: str, trusted: bool) -> Path:
+        """The output file that a request names."""
+        return check_output(_text(text, name), None if trusted else self._allowed)
+
+    @property
+    def _allowed(self) -> tuple[Path, ...]:
+        server = self.worker.server
+        return (server.temp_dir, server.videos_dir, *server.allow_dirs)
+
+    def preprocess(self, request: Mapping[str, Any], trusted: bool) -> dict[str, Any]:
+        """Makes a template of `image_path` or `template_image_path`."""
+        given = request.get("image_path") or request.get("template_image_path")
+        source = self.find(given, "image_path", trusted)
+        known = {key: request[key] for key in ("bbox_shift", "parsing_mode") if request.get(key) is not None}
+        settings = _replaced(self.worker.service.settings, known)
+        force = bool(request.get("force") or request.get("force_refresh"))
+        return dict(
+            self.worker.preprocess(_text(request.get("template_id"), "template_id"), source, settings, force)
+        )
+
+    def inference(self, request: Mapping[str, Any], trusted: bool) -> dict[str, Any]:
+        """Renders `audio_path` onto a template into `output_path`; preprocesses first when asked to."""
+        template_id = _text(request.get("template_id"), "template_id")
+        audio = self.find(request.get("audio_path"), "audio_path", trusted)
+        output = self.output(request.get("output_path"), "output_path", trusted)
+        if request.get("template_dir"):
+            folder = self.find(request["template_dir"], "template_dir", trusted)
+            self.worker.service.preprocess_if_missing(template_id, folder)
+        batch_size = request.get("batch_size") or EngineConfig.batch_size
+        fps = request.get("fps") or 25
+        return dict(self.worker.render_file(template_id, audio, output, fps, batch_size=int(batch_size)))
+
+    def check(self, template_id: str) -> dict[str, Any]:
+        """Whether a template can be used."""
+        return dict(self.worker.service.check_template_cache(template_id))
+
+    def ping(self) -> dict[str, Any]:
+        """That the worker is there."""
+        return {"success": True, "message": "pong", "timestamp": time.time(), "model_loaded": True}
+
+
+def failure(error: MuseTalkError, template_id: object = None) -> dict[str, Any]:
+    """The documented dict of a failure."""
+    return {
+        "success": False,
+        "error_code": error.error_code,
+        "error": error.message,
+        "message": error.message,
+        "hint": error.hint,
+        "template_id": template_id if isinstance(template_id, str) else None,
+        "version": __version__,
+    }
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{name} is missing 缺少参数", f"send {name} as text")
+    return value
+
+
+def _replaced(settings: PreprocessingConfig, changes: dict[str, Any]) -> PreprocessingConfig:
+    try:
+        return dataclasses.replace(settings, **changes)
+    except TypeError as e:
+        raise InputError(f"settings {changes} can't be used", "see --help for their kinds") from e

@@ -1,0 +1,52 @@
+"""How many 25-fps sessions this machine carries: one is rendered as it would be live, and its cost counted.
+
+The decision a reader would question: processor time is counted, not the clock. A session costs the same
+whatever else the machine does at its start, and the share that is planned with leaves room for the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+from musetalk.config import LITE_MODELS, EncodingConfig, EngineConfig
+from musetalk.device import usable_cores
+from musetalk.file_rendering import Files, render_file
+from musetalk.measurement import processor_seconds
+from musetalk.pipeline import StageClock
+from musetalk.rendering import Request
+from musetalk.service import IntegratedMuseTalkService
+
+SESSION_FPS = Fraction(25)
+PLANNED_SHARE = 0.7  # of the processors or the card; the rest is for what a session doesn't do all the time
+PORTRAIT = LITE_MODELS / "portraits" / "astronaut.jpg"
+SPEECH = LITE_MODELS / "speech" / "demo_en.flac"
+TEMPLATE_ID = "self-test"
+FOLDER = ".self-test"  # in the cache folder: the portrait is preprocessed once
+LIVE_ENCODING = EncodingConfig(preset="ultrafast")
+
+
+def measured_capacity(service: IntegratedMuseTalkService) -> int:
+    """Sessions at 25 frames/s and 512² that the service's device carries, at least 1.
+
+    Raises:
+        WeightsError, EngineError: the engine can't run.
+    """
+    config = dataclasses.replace(service.config, strict_device=False)
+    test = IntegratedMuseTalkService(service.store.cache_dir / FOLDER, config=config, engines=service.engines)
+    test.preprocess_template(TEMPLATE_ID, PORTRAIT)
+    opened = test.renderer().open(TEMPLATE_ID)
+    request = Request(SESSION_FPS, EngineConfig.batch_size, live=True)
+    with tempfile.TemporaryDirectory() as folder:
+        files = Files(SPEECH, Path(folder) / "self-test.mp4")
+        before, clock = processor_seconds(), StageClock()
+        info, _ = render_file(opened, files, request, LIVE_ENCODING, clock)
+        spent = processor_seconds() - before
+    seconds = float(info.position.frames / SESSION_FPS)
+    by_cores = usable_cores() * PLANNED_SHARE * seconds / max(spent, 1e-6)
+    if opened.engine.device == "cpu":
+        return max(1, int(by_cores))
+    by_card = PLANNED_SHARE * seconds / max(clock.seconds.get("generate", 0.0), 1e-6)
+    return max(1, int(min(by_cores, by_card)))

@@ -1,0 +1,145 @@
+"""Who may call: checked once, in front of every route.
+
+The decision a reader would question: on the loopback address a call needs no token, but its `Host` must name
+the loopback and its `Origin`, where a browser sends one, must be the page that the worker itself serves.
+Otherwise any page that a person has open could call the worker through that person's browser.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from musetalk.config import ServerConfig
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+OPEN_PATHS = ("/health", "/healthz", "/readyz")  # say nothing but that the worker is there
+MAX_BODY = 2 << 30  # bytes, of an upload
+MAX_JSON = 1 << 20  # bytes, of every other body
+
+Scope = Mapping[str, Any]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is this machine's own."""
+    try:
+        parsed = ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        return address == "localhost"
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback
+
+
+def is_trusted(address: str, networks: Sequence[str]) -> bool:
+    """Whether an address lies in one of the networks that need no token."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    return any(parsed in ipaddress.ip_network(network, strict=False) for network in networks)
+
+
+class Gate:
+    """ASGI middleware that lets a call through or answers it.
+
+    Args:
+        app: what is behind the gate.
+        server: host, token and trusted networks.
+
+    A call that went through has ``trusted`` in its scope's state: the caller may name any path.
+    """
+
+    def __init__(self, app: Any, server: ServerConfig) -> None:
+        self._app = app
+        self._server = server
+        self._local = is_loopback(server.host)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Checks one call."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        refusal = self.refusal(scope)
+        if refusal is None:
+            scope.setdefault("state", {})["trusted"] = self._local
+            await self._app(scope, _limited(scope, receive), send)
+        elif scope["type"] == "http":
+            await _refuse(send, *refusal)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 4000 + refusal[0], "reason": refusal[1][:100]})
+
+    def refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """HTTP status and words for a call that may not go through; None for one that may."""
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        host, client = headers.get("host", ""), (scope.get("client") or ("", 0))[0]
+        if self._local and (urlsplit(f"//{host}").hostname or "") not in LOOPBACK_NAMES:
+            return 403, f"host {host[:60]!r} is not this worker 主机名不符"
+        origin = headers.get("origin")
+        if origin and origin != "null" and urlsplit(origin).netloc != host:
+            return 403, f"pages of {origin[:60]} may not call this worker 跨站请求被拒绝"
+        if origin == "null":
+            return 403, "pages without an origin may not call this worker 跨站请求被拒绝"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > _limit(headers):
+            return 413, "the request is too large 请求过大"
+        free = self._local or scope["path"] in OPEN_PATHS or is_trusted(client, self._server.trust)
+        if not free and not self._shows_token(scope, headers):
+            return 401, "a token is needed 需要令牌: Authorization: Bearer TOKEN, or ?token="
+        return None
+
+    def _shows_token(self, scope: Scope, headers: Mapping[str, str]) -> bool:
+        shown = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        candidates = [shown, headers.get("x-token", ""), *query.get("token", [])]
+        expected = self._server.token.encode()
+        return bool(expected) and any(
+            hmac.compare_digest(candidate.encode("utf-8", "replace"), expected) for candidate in candidates
+        )
+
+
+def _limit(headers: Mapping[str, str]) -> int:
+    uploads = headers.get("content-type", "").startswith(("multipart/", "audio/", "application/octet-stream"))
+    return MAX_BODY if uploads else MAX_JSON
+
+
+def _limited(scope: Scope, receive: Any) -> Any:
+    """`receive`, ended where a body without a stated length grows beyond its limit."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    left = _limit(headers)
+
+    async def counted() -> Any:
+        nonlocal left
+        message = await receive()
+        if message["type"] == "http.request":
+            left -= len(message.get("body", b""))
+            if left < 0:
+                return {"type": "http.disconnect"}
+        return message
+
+    return counted
+
+
+async def _refuse(send: Any, status: int, words: str) -> None:
+    code = {401: "unauthorized", 403: "forbidden", 413: "too_large"}[status]
+    body = {
+        "success": False,
+        "error_code": code,
+        "error": words,
+        "message": words,
+        "detail": words,
+        "hint": "",
+    }
+    content = json.dumps(body, ensure_ascii=False).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if status == 413:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

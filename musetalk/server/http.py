@@ -1,0 +1,190 @@
+"""HTTP: what production callers use, and how every error is told."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from musetalk import __version__
+from musetalk.errors import BusyError, CacheMissingError, InputError, MuseTalkError, UsageError
+from musetalk.server.callers import Callers, failure
+from musetalk.server.gate import Gate
+
+if TYPE_CHECKING:
+    from musetalk.server.worker import Worker
+
+STATUS_OF_EXIT_CODE = {1: 500, 2: 400, 3: 400, 4: 422, 5: 503, 6: 409, 7: 507, 130: 409}
+VIDEO_NAME = re.compile(r"[\w.\- ()\[\]]+\.(mp4|mov|mkv|webm)")
+
+
+class PreprocessRequest(BaseModel):
+    """Body of `/api/preprocess_template`."""
+
+    template_id: str
+    image_path: str
+    force: bool = False
+    bbox_shift: int | None = None
+    parsing_mode: str | None = None
+
+
+class StartSessionRequest(BaseModel):
+    """Body of `/api/start_session`."""
+
+    session_id: str
+    template_id: str
+
+
+class SegmentRequest(BaseModel):
+    """Body of `/api/process_segment`."""
+
+    session_id: str
+    audio_path: str
+    segment_index: int = 0
+    is_final: bool = False
+
+
+def http_status(error: MuseTalkError) -> int:
+    """The HTTP status that fits an error."""
+    if isinstance(error, BusyError):
+        return 503
+    if isinstance(error, CacheMissingError):
+        return 404
+    return STATUS_OF_EXIT_CODE.get(error.exit_code, 500)
+
+
+def trusted(request: Request) -> bool:
+    """Whether the caller may name any path of this machine."""
+    return bool(request.scope["state"].get("trusted"))
+
+
+def create_app(worker: Worker, callers: Callers) -> Any:
+    """The ASGI application of a worker.
+
+    Args:
+        worker: does the work.
+        callers: what today's callers may ask.
+    """
+    app = FastAPI(title="Enhanced MuseTalk", version=__version__)
+    app.state.worker, app.state.callers = worker, callers
+    _add_errors(app)
+    app.include_router(callers_router(worker, callers))
+    return Gate(app, worker.server)
+
+
+def callers_router(worker: Worker, callers: Callers) -> APIRouter:
+    """`/api/*`, `/health` and `/videos/{name}`, as the production caller speaks."""
+    router = APIRouter(tags=["callers"])
+
+    @router.get("/health")
+    def health() -> dict[str, Any]:
+        """That the worker is there."""
+        return {"status": "ok", "version": __version__}
+
+    @router.post("/api/initialize")
+    def initialize() -> dict[str, Any]:
+        """Nothing is left to do: the worker was warm before it listened."""
+        return {"success": True, "message": "✅ ready 已就绪"}
+
+    @router.post("/api/preprocess_template")
+    def preprocess_template(body: PreprocessRequest, request: Request) -> Any:
+        """Makes a template's cache, or finds it up to date."""
+        with _told_as_bad_request(body.template_id) as told:
+            answer = callers.preprocess(body.model_dump(), trusted(request))
+            return {**answer, "cache_path": str(worker.service.store.found_pickle(body.template_id))}
+        return told.answer
+
+    @router.post("/api/start_session")
+    def start_session(body: StartSessionRequest) -> Any:
+        """Takes a place for a session and opens its template."""
+        with _told_as_bad_request(body.template_id) as told:
+            session = callers.sessions.start(body.session_id, body.template_id)
+            return {"success": True, "session_id": session.session_id, "template_id": session.template_id}
+        return told.answer
+
+    @router.post("/api/process_segment")
+    def process_segment(body: SegmentRequest, request: Request) -> Any:
+        """Renders one segment of a session's speech."""
+        with _told_as_bad_request(None) as told:
+            audio = callers.find(body.audio_path, "audio_path", trusted(request))
+            return callers.sessions.process(body.session_id, audio, body.segment_index, body.is_final)
+        return told.answer
+
+    @router.post("/api/end_session/{session_id}")
+    def end_session(session_id: str) -> Any:
+        """Ends a session and frees its place."""
+        with _told_as_bad_request(None) as told:
+            return callers.sessions.end(session_id)
+        return told.answer
+
+    @router.get("/api/status")
+    def status() -> dict[str, Any]:
+        """What the worker is doing."""
+        return worker.status()
+
+    @router.get("/videos/{name}")
+    def video(name: str) -> Any:
+        """A finished video, with ranges."""
+        path = worker.server.videos_dir / name
+        if not VIDEO_NAME.fullmatch(name) or not path.is_file():
+            raise HTTPException(404, f"no video {name[:80]!r} 视频不存在")
+        return FileResponse(path)
+
+    return router
+
+
+class _told_as_bad_request:  # noqa: N801 - used as a statement
+    """Errors of the block become the 400 with `detail` that these callers log; overload stays 503.
+
+    Args:
+        template_id: the request's, for the answer.
+    """
+
+    def __init__(self, template_id: str | None) -> None:
+        self._template_id = template_id
+        self.answer: JSONResponse | None = None
+
+    def __enter__(self) -> _told_as_bad_request:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, MuseTalkError):
+            return False
+        status = http_status(error)
+        self.answer = error_answer(error, status if status >= 500 else 400, self._template_id)
+        return True
+
+
+def error_answer(error: MuseTalkError, status: int, template_id: str | None = None) -> JSONResponse:
+    """An error as the documented dict, with the `detail` that callers log."""
+    words = f"{error.message} {error.hint}".strip()
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else {}
+    return JSONResponse({**failure(error, template_id), "detail": words}, status, headers)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(MuseTalkError)
+    def told(_request: Request, error: MuseTalkError) -> JSONResponse:
+        return error_answer(error, http_status(error))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0] if error.errors() else {"loc": (), "msg": "invalid"}
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return error_answer(UsageError(f"{where}: {first['msg']}", "see /docs"), 422)
+
+    @app.exception_handler(HTTPException)
+    def plain(_request: Request, error: HTTPException) -> JSONResponse:
+        answer = error_answer(InputError(str(error.detail), "see /docs"), error.status_code)
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    def defect(_request: Request, error: Exception) -> JSONResponse:
+        words = f"internal error 内部错误: {type(error).__name__}"
+        return error_answer(MuseTalkError(words, "the worker's log has the details 详见服务日志"), 500)

@@ -1,0 +1,206 @@
+"""Sessions of callers who send their speech as files, a segment at a time, and fetch a video of each.
+
+The decision a reader would question: a segment that was answered is answered again in the same words when
+the caller repeats it, because a caller whose connection broke can't know whether his call came through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import TypedDict
+
+from musetalk.config import Defaults, parse_fps
+from musetalk.errors import CancelledRun, InputError
+from musetalk.file_rendering import Files, render_file
+from musetalk.pipeline import StageClock
+from musetalk.rendering import Position, Request
+from musetalk.server.worker import Place, Worker
+
+IDLE_SECONDS = 600.0  # after which a session whose caller is silent ends by itself
+KEPT_ANSWERS = 4  # of the last segments of a session
+
+
+class SegmentAnswer(TypedDict):
+    """Answer of `process_segment`."""
+
+    success: bool
+    session_id: str
+    segment_index: int
+    video_path: str
+    video_filename: str
+    video_url: str
+    duration: float
+    frames: int
+    process_time: float
+    latency_ms: float
+    is_final: bool
+
+
+class SessionAnswer(TypedDict):
+    """Answer of `end_session`."""
+
+    success: bool
+    session_id: str
+    segments_processed: int
+    total_latency: float
+    average_latency: float
+
+
+@dataclasses.dataclass
+class Session:
+    """One caller's session.
+
+    Attributes:
+        position: where it stands behind the last segment.
+        answers: of the last segments, by their index and sound file.
+        latencies: seconds from each segment's call to its answer.
+    """
+
+    session_id: str
+    template_id: str
+    place: Place
+    position: Position = dataclasses.field(default_factory=Position)
+    answers: dict[tuple[int, str], SegmentAnswer] = dataclasses.field(default_factory=dict)
+    latencies: list[float] = dataclasses.field(default_factory=list)
+    last_call: float = dataclasses.field(default_factory=time.monotonic)
+    cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
+class SegmentSessions:
+    """All sessions of this kind.
+
+    Args:
+        worker: renders.
+        videos_dir: where finished segments go, one flat folder.
+    """
+
+    def __init__(self, worker: Worker, videos_dir: Path) -> None:
+        self._worker = worker
+        self.videos_dir = videos_dir
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def start(self, session_id: str, template_id: str) -> Session:
+        """A session on a template, which is opened now; the same call again finds it.
+
+        Raises:
+            CacheError: the template can't be used.
+            BusyError: all places are taken.
+        """
+        if not session_id or len(session_id) > 200:
+            raise InputError(f"session_id is {session_id[:40]!r}", "use an id of 1 to 200 characters")
+        self.end_idle()
+        with self._lock:
+            known = self._sessions.get(session_id)
+        if known is not None and known.template_id == template_id:
+            return known
+        if known is not None:
+            self.end(session_id)
+        place = self._worker.take_place(template_id)
+        try:
+            place.service.renderer().open(template_id)
+        except BaseException:
+            self._worker.give_place_back(place)
+            raise
+        session = Session(session_id, template_id, place)
+        with self._lock:
+            self._sessions[session_id] = session
+        return session
+
+    def process(self, session_id: str, audio: Path, index: int, final: bool) -> SegmentAnswer:
+        """Renders one segment; the features hear what came before it.
+
+        Raises:
+            InputError: no such session, or the sound can't be used.
+            BusyError: the worker is being stopped.
+        """
+        called = time.monotonic()
+        session = self._session(session_id)
+        with session.lock, self._worker.work():
+            repeated = session.answers.get((index, str(audio)))
+            if repeated is not None:
+                return repeated
+            answer = self._render(session, audio, index, final, called)
+            session.answers[index, str(audio)] = answer
+            while len(session.answers) > KEPT_ANSWERS:
+                del session.answers[next(iter(session.answers))]
+            session.latencies.append(time.monotonic() - called)
+            session.last_call = time.monotonic()
+            return answer
+
+    def _render(self, session: Session, audio: Path, index: int, final: bool, called: float) -> SegmentAnswer:
+        place, clock = session.place, StageClock()
+        opened = place.service.renderer().open(session.template_id)
+        output = self.videos_dir / f"{_file_stem(session.session_id)}_{index:05d}_{secrets.token_hex(4)}.mp4"
+        fps = parse_fps(Defaults.fps)
+        request = Request(
+            fps,
+            place.service.config.batch_size,
+            session.position,
+            generate=place.scheduler.generate(opened, session.cancel, live=True),
+            cancel=session.cancel,
+        )
+        info, _ = render_file(opened, Files(audio, output), request, place.service.encoding, clock)
+        frames, session.position = info.position.frames - session.position.frames, info.position
+        elapsed = time.monotonic() - called
+        return {
+            "success": True,
+            "session_id": session.session_id,
+            "segment_index": index,
+            "video_path": str(output),
+            "video_filename": output.name,
+            "video_url": f"/videos/{output.name}",
+            "duration": round(float(frames / fps), 3),
+            "frames": frames,
+            "process_time": round(elapsed, 3),
+            "latency_ms": round(1000 * elapsed, 1),
+            "is_final": final,
+        }
+
+    def end(self, session_id: str) -> SessionAnswer:
+        """Ends a session and frees its place; what it renders is cancelled.
+
+        Raises:
+            InputError: no such session.
+        """
+        session = self._session(session_id)
+        session.cancel.set()
+        with self._lock:
+            ended = self._sessions.pop(session_id, None)
+        if ended is not None:
+            self._worker.give_place_back(session.place)
+        total = sum(session.latencies)
+        return {
+            "success": True,
+            "session_id": session_id,
+            "segments_processed": len(session.latencies),
+            "total_latency": round(total, 3),
+            "average_latency": round(total / max(1, len(session.latencies)), 3),
+        }
+
+    def end_idle(self) -> None:
+        """Ends sessions whose callers were silent for `IDLE_SECONDS`."""
+        now = time.monotonic()
+        with self._lock:
+            idle = [s.session_id for s in self._sessions.values() if now - s.last_call > IDLE_SECONDS]
+        for session_id in idle:
+            self.end(session_id)
+
+    def _session(self, session_id: str) -> Session:
+        with self._lock:
+            session = self._sessions.get(session_id)
+        if session is None:
+            raise InputError(f"no session {session_id[:60]!r} 会话不存在", "call /api/start_session first")
+        if session.cancel.is_set():
+            raise CancelledRun("the session was ended 会话已结束", "")
+        return session
+
+
+def _file_stem(session_id: str) -> str:
+    """The id as part of a file name: letters, digits and dashes."""
+    return "".join(c if c.isalnum() or c == "-" else "_" for c in session_id)[:60]

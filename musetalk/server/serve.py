@@ -1,0 +1,159 @@
+"""The worker's life: warm-up, listening on its ports, and an end that finishes what runs.
+
+The decision a reader would question: HTTP and the framed protocol share a port. The first four bytes tell
+them apart: a length of less than 16 MB ends in a zero byte, a method's name doesn't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from musetalk.errors import OutputError
+from musetalk.server.callers import Callers
+from musetalk.server.http import create_app
+from musetalk.server.tcp import MAX_MESSAGE, FramedProtocol, LineProtocol
+from musetalk.server.worker import Worker
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 512  # connections that the system holds until they are taken
+KEEP_ALIVE = 75  # seconds that an HTTP connection is kept between two requests
+
+
+def serve(worker: Worker, say: Callable[[str], None]) -> dict[str, Any]:
+    """Warms the worker up, serves until it is asked to stop, and tells how it ended.
+
+    Args:
+        say: takes a line for a person.
+
+    Raises:
+        OutputError: a port is taken, by another worker perhaps.
+    """
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        http = stack.enter_context(_bound(worker.server.host, worker.server.http_port))
+        lines = stack.enter_context(_bound(worker.server.host, worker.server.tcp_port))
+        stack.callback(worker.close)
+        worker.warm_up(say)
+        return asyncio.run(_serve(worker, http, lines, say, start))
+
+
+async def _serve(
+    worker: Worker, http: socket.socket, lines: socket.socket, say: Callable[[str], None], start: float
+) -> dict[str, Any]:
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    _stop_on_signals(loop, stopping)
+    callers = Callers(worker)
+    server = _HttpServer(_http_config(create_app(worker, callers), FramedProtocol(callers)))
+    line_server = await asyncio.start_server(
+        LineProtocol(callers, stopping.set).serve, sock=lines, limit=MAX_MESSAGE
+    )
+    running = asyncio.create_task(server.serve([http]))
+    seconds = time.perf_counter() - start
+    host, port = http.getsockname()[:2]
+    say(f"✅ ready in {seconds:.1f} s 服务就绪: http://{host}:{port} · tcp {host}:{lines.getsockname()[1]}")
+    await _first(stopping.wait(), running)
+    say("stopping, what runs is finished first 正在停止")
+    finished = await asyncio.to_thread(worker.drain)
+    line_server.close()
+    server.should_exit = True
+    server.force_exit = not finished
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(running, 2)
+    words = "everything was finished" if finished else "what still ran was cut off"
+    return {"success": True, "message": f"✅ worker ended 服务已停止, {words}", "finished": finished}
+
+
+async def _first(*waits: Any) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _stop_on_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: loop.call_soon_threadsafe(stopping.set))
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket's address, taken before anything is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as taken:
+        if sys.platform != "win32":  # there it would let two workers take one port
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((host, port))
+            taken.listen(BACKLOG)
+        except OSError as e:
+            raise OutputError(
+                f"{host}:{port} can't be listened on 端口无法监听: {e.strerror or e}",
+                "a worker may run there already; stop it or choose another --http_port or --port",
+            ) from e
+        yield taken
+
+
+class _HttpServer(uvicorn.Server):
+    """A uvicorn server that leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_config(app: Any, framed: FramedProtocol) -> uvicorn.Config:
+    class Protocol(_EitherProtocol):
+        other = framed
+
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE,
+    )
+
+
+class _EitherProtocol(H11Protocol):
+    """HTTP, or the framed protocol where the connection's first bytes are a length."""
+
+    other: FramedProtocol
+    _first_bytes: bytes | None = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self._first_bytes is None:
+            super().data_received(data)
+            return
+        self._first_bytes += data
+        if len(self._first_bytes) < 4:
+            return
+        data, self._first_bytes = self._first_bytes, None
+        if data[3] != 0:
+            super().data_received(data)
+            return
+        self._hand_over(data)
+
+    def _hand_over(self, data: bytes) -> None:
+        self.connections.discard(self)
+        self._unset_keepalive_if_required()
+        reader = asyncio.StreamReader(limit=MAX_MESSAGE, loop=self.loop)
+        protocol = asyncio.StreamReaderProtocol(reader, self.other.serve, loop=self.loop)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        protocol.data_received(data)

@@ -1,0 +1,222 @@
+"""The two protocols on bare TCP that older callers speak: JSON by lines, and JSON behind its length.
+
+The decision a reader would question: keys leave in both spellings, `modelLoaded` and `model_loaded`. One
+caller's reader is case-sensitive, other scripts read the other spelling, and neither can be changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from musetalk import __version__
+from musetalk.errors import MuseTalkError, UsageError
+from musetalk.server.callers import Callers, failure
+from musetalk.server.gate import is_loopback, is_trusted
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE = 1 << 20  # bytes
+IDLE_SECONDS = 6 * 3600.0  # a connection is kept for hours; after as many without a word it is closed
+HALF_SECONDS = 60.0  # for the rest of a message that has begun
+WRITE_SECONDS = 60.0  # for a caller to take an answer
+MAX_DEPTH = 32  # of nested JSON
+LENGTH = struct.Struct("<I")
+
+Stop = Callable[[], None]
+
+
+def camel_case(name: str) -> str:
+    """`model_loaded` as `modelLoaded`."""
+    return re.sub(r"_([a-z])", lambda found: found[1].upper(), name)
+
+
+def both_spellings(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """`answer` with each key also as camelCase."""
+    return {**answer, **{camel_case(key): value for key, value in answer.items()}}
+
+
+def parse_message(content: bytes) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        UsageError: it isn't one, or is nested deeper than `MAX_DEPTH`.
+    """
+    if _depth(content) > MAX_DEPTH:
+        raise UsageError("the request is nested too deeply", "send one JSON object")
+    try:
+        message = json.loads(content)
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"the request is no JSON: {e}", "send one JSON object a line, in UTF-8") from e
+    if not isinstance(message, dict):
+        raise UsageError("the request is no JSON object", "send one JSON object a line")
+    return message
+
+
+def _depth(content: bytes) -> int:
+    deepest = depth = 0
+    for byte in re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content):
+        depth += (byte in b"[{") - (byte in b"]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+class LineProtocol:
+    """Port 58080: one JSON object a line, one answer a line, in order.
+
+    Args:
+        callers: what may be asked.
+        stop: ends the worker.
+    """
+
+    def __init__(self, callers: Callers, stop: Stop) -> None:
+        self._callers = callers
+        self._stop = stop
+        self._commands: dict[str, Callable[[dict[str, Any], bool], dict[str, Any]]] = {
+            "ping": lambda request, trusted: callers.ping(),
+            "status": lambda request, trusted: self._status(),
+            "check_cache": lambda request, trusted: self._check(request),
+            "preprocess": self._preprocess,
+            "inference": self._inference,
+        }
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers one connection until it ends."""
+        address = (writer.get_extra_info("peername") or ("", 0))[0]
+        local = is_loopback(address)
+        if not (local or is_trusted(address, self._callers.worker.server.trust)):
+            writer.close()
+            return
+        with contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, ValueError):
+            while line := await _read_line(reader):
+                await _write(writer, json_line(await self.answer(line, local)))
+        with contextlib.suppress(OSError):
+            writer.close()
+
+    async def answer(self, line: bytes, trusted: bool) -> dict[str, Any]:
+        """The answer to one line; a failure is an answer too."""
+        request: dict[str, Any] = {}
+        try:
+            request = parse_message(line)
+            name = request.get("command")
+            if name == "shutdown" and trusted:
+                asyncio.get_running_loop().call_soon(self._stop)
+                return {"success": True, "message": "the worker ends 服务即将退出"}
+            if not isinstance(name, str) or name not in self._commands:
+                raise UsageError(f"unknown command {str(name)[:40]!r}", f"use {', '.join(self._commands)}")
+            return await asyncio.to_thread(self._commands[name], request, trusted)
+        except MuseTalkError as e:
+            return {**failure(e, request.get("template_id")), "error_type": type(e).__name__}
+        except Exception as e:
+            log.exception("a request failed")
+            error = MuseTalkError(f"internal error 内部错误: {type(e).__name__}", "see the worker's log")
+            return {**failure(error), "error_type": type(e).__name__}
+
+    def _status(self) -> dict[str, Any]:
+        status = self._callers.worker.status()
+        return {
+            "success": True,
+            "status": status["status"],
+            "model_loaded": True,
+            "device": ",".join(status["config"]["devices"]),
+            "cache_dir": status["config"]["cache_dir"],
+            "active_threads": status["running"],
+            "uptime": status["uptime"],
+            "version": __version__,
+        }
+
+    def _check(self, request: dict[str, Any]) -> dict[str, Any]:
+        template_id = str(request.get("template_id") or "")
+        answer, store = self._callers.check(template_id), self._callers.worker.service.store
+        return {
+            "success": True,
+            "template_id": template_id,
+            "cache_exists": answer["valid"],
+            "cache_path": str(store.found_pickle(template_id)),
+            "metadata_path": str(store.found_metadata(template_id)),
+            "error": "" if answer["valid"] else answer["message"],
+            "error_type": "" if answer["valid"] else "CacheError",
+        }
+
+    def _preprocess(self, request: dict[str, Any], trusted: bool) -> dict[str, Any]:
+        answer = self._callers.preprocess(request, trusted)
+        return {**answer, "process_time": answer["processing_time"], "error": "", "error_type": ""}
+
+    def _inference(self, request: dict[str, Any], trusted: bool) -> dict[str, Any]:
+        answer = self._callers.inference(request, trusted)
+        return {
+            **answer,
+            "result_path": answer["output_path"],
+            "inference_time": answer["processing_time"],
+            "error": "",
+            "error_type": "",
+        }
+
+
+class FramedProtocol:
+    """JSON behind a uint32 little-endian length, one request a connection, on the HTTP port.
+
+    Args:
+        callers: what may be asked.
+    """
+
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers one connection's request and closes it."""
+        address = (writer.get_extra_info("peername") or ("", 0))[0]
+        with contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.IncompleteReadError):
+            if is_loopback(address) or is_trusted(address, self._callers.worker.server.trust):
+                (length,) = LENGTH.unpack(await asyncio.wait_for(reader.readexactly(4), HALF_SECONDS))
+                if length <= MAX_MESSAGE:
+                    body = await asyncio.wait_for(reader.readexactly(length), HALF_SECONDS)
+                    content = json.dumps(await self.answer(body, is_loopback(address)), ensure_ascii=False)
+                    # length and body in one write: this caller takes the length with one read
+                    await _write(writer, LENGTH.pack(len(content.encode())) + content.encode())
+        with contextlib.suppress(OSError):
+            writer.close()
+
+    async def answer(self, body: bytes, trusted: bool) -> dict[str, Any]:
+        """`Success` and `OutputPath`, or the error's words."""
+        try:
+            answer = await asyncio.to_thread(self._callers.inference, parse_message(body), trusted)
+            return {"Success": True, "OutputPath": answer["output_path"], **answer}
+        except MuseTalkError as e:
+            return {
+                "Success": False,
+                "OutputPath": "",
+                "Error": f"{e.message} {e.hint}".strip(),
+                **failure(e),
+            }
+        except Exception as e:
+            log.exception("a request failed")
+            words = f"internal error 内部错误: {type(e).__name__}"
+            return {"Success": False, "OutputPath": "", "Error": words, "success": False, "error": words}
+
+
+def json_line(answer: Mapping[str, Any]) -> bytes:
+    """An answer in both spellings, on one line."""
+    return json.dumps(both_spellings(answer), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    """The next line that isn't empty; b"" at the end."""
+    while True:
+        first = await asyncio.wait_for(reader.read(1), IDLE_SECONDS)
+        if first.strip():
+            rest = await asyncio.wait_for(reader.readline(), HALF_SECONDS)
+            return first + rest
+        if not first:
+            return b""
+
+
+async def _write(writer: asyncio.StreamWriter, content: bytes) -> None:
+    writer.write(content)
+    await asyncio.wait_for(writer.drain(), WRITE_SECONDS)

@@ -1,0 +1,298 @@
+"""What the worker keeps and can do, told by every protocol in the same words.
+
+The decision a reader would question: a worker has one service per device over the same cache folder. A
+template is rendered on the device that has it open, else on the one with the fewest sessions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from musetalk import __version__
+from musetalk.config import Defaults, EncodingConfig, EngineConfig, PreprocessingConfig, ServerConfig
+from musetalk.device import usable_cores
+from musetalk.engines.registry import EngineRegistry
+from musetalk.errors import BusyError
+from musetalk.open_templates import OpenTemplates
+from musetalk.rendering import Conduct, GenerateFaces, OpenedTemplate
+from musetalk.server.capacity import measured_capacity
+from musetalk.server.scheduler import Scheduler
+from musetalk.service import InferenceAnswer, IntegratedMuseTalkService, PreprocessAnswer
+
+log = logging.getLogger(__name__)
+
+QUEUED_PER_THREAD = 32  # requests that may wait for each that runs
+POLL = 0.05  # seconds between looks at the time that is left
+
+
+@dataclasses.dataclass
+class Place:
+    """One device: its service and its scheduler.
+
+    Attributes:
+        sessions: that are held here now.
+    """
+
+    service: IntegratedMuseTalkService
+    scheduler: Scheduler
+    sessions: int = 0
+
+    def has_open(self, template_id: str) -> bool:
+        """Whether the template needn't be loaded here."""
+        return self.service.templates.is_open(self.service.store, template_id)
+
+    def scheduled(self, cancel: threading.Event | None) -> Callable[[OpenedTemplate], GenerateFaces]:
+        """How a file's faces are made here: in turns with everybody else's."""
+        stop = cancel or threading.Event()
+        return lambda opened: self.scheduler.generate(opened, stop)
+
+
+class Worker:
+    """Engines, open templates, sessions and the work that runs.
+
+    Args:
+        cache_dir: the folder of template caches.
+        engine: what the worker's own engines are made with; a request may ask for other settings.
+        server: addresses and limits.
+        devices: names such as "cuda:0"; each gets a scheduler.
+        settings: how templates are made where a request doesn't say.
+        encoding: shape of output files where a request doesn't say.
+        memory_limit: bytes of open templates, on each device.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        engine: EngineConfig,
+        server: ServerConfig,
+        devices: tuple[str, ...],
+        *,
+        settings: PreprocessingConfig | None = None,
+        encoding: EncodingConfig | None = None,
+        memory_limit: int = Defaults.memory_limit,
+    ) -> None:
+        self.server = server
+        self.started = time.monotonic()
+        self.draining = False
+        self.places = []
+        engines = EngineRegistry()
+        for device in devices:
+            service = IntegratedMuseTalkService(
+                cache_dir,
+                config=dataclasses.replace(engine, device=device),
+                settings=settings,
+                encoding=encoding,
+                engines=engines,
+                templates=OpenTemplates(memory_limit),
+            )
+            name = service.renderer().device.name
+            self.places.append(Place(service, Scheduler(name, usable_cores() if name == "cpu" else 1)))
+        self.capacity = server.max_sessions or 0  # 25-fps sessions; 0 until it is measured
+        self._changed = threading.Condition()
+        self._running = 0
+        self._queued = 0
+        self._joined: dict[tuple[object, ...], Future[PreprocessAnswer]] = {}
+
+    @property
+    def service(self) -> IntegratedMuseTalkService:
+        """The first device's service: the cache folder and the settings are the same for all."""
+        return self.places[0].service
+
+    @property
+    def running(self) -> int:
+        """Pieces of work under way or waiting."""
+        return self._running + self._queued
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that hold a place."""
+        return sum(place.sessions for place in self.places)
+
+    @property
+    def work_slots(self) -> int:
+        """Files that are rendered, or templates that are made, at once."""
+        return max(2, usable_cores()) * len(self.places)
+
+    def warm_up(self, say: Callable[[str], None]) -> None:
+        """Loads the engine, opens the templates to be preloaded, and measures how many sessions fit.
+
+        Args:
+            say: takes a line for each step.
+        """
+        for name in self.server.preload:
+            for place in self.places:
+                place.service.renderer().open(name)
+            say(f"template {name} is open 模板已加载")
+        if not self.capacity:
+            say("measuring how many sessions fit 正在测量并发能力")
+            self.capacity = sum(measured_capacity(place.service) for place in self.places)
+        say(f"{self.capacity} sessions at 25 frames/s fit 可并发{self.capacity}路")
+
+    def preprocess(
+        self,
+        template_id: str,
+        source: Path,
+        settings: PreprocessingConfig | None = None,
+        force_refresh: bool = False,
+    ) -> PreprocessAnswer:
+        """Makes a template; who asks for the same one meanwhile gets the same answer."""
+        settings = settings or self.service.settings
+        key = (template_id, str(source), settings, force_refresh)
+        with self._changed:
+            mine = key not in self._joined
+            answer = self._joined.setdefault(key, Future())
+        if mine:
+            try:
+                with self.work():
+                    service = self.service.sharing(settings=settings)
+                    answer.set_result(
+                        service.preprocess_template(template_id, source, force_refresh=force_refresh)
+                    )
+            except BaseException as e:  # noqa: BLE001 - raised where each caller waits for it
+                answer.set_exception(e)
+            finally:
+                with self._changed:
+                    del self._joined[key]
+        return answer.result()
+
+    def render_file(
+        self,
+        template_id: str,
+        audio: Path,
+        output: Path,
+        fps: float | str = 25.0,
+        *,
+        batch_size: int | None = None,
+        frames_dir: Path | None = None,
+        conduct: Conduct | None = None,
+    ) -> InferenceAnswer:
+        """Renders a sound file onto a template into a video file.
+
+        Raises:
+            BusyError: too much waits already, or the worker is being stopped.
+            MuseTalkError: as `IntegratedMuseTalkService.realtime_inference`.
+        """
+        conduct = conduct or Conduct(bar=False)
+        with self.work():
+            place = self.place_for(template_id)
+            conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
+            config = dataclasses.replace(
+                place.service.config, batch_size=batch_size or place.service.config.batch_size
+            )
+            return place.service.sharing(config=config).realtime_inference(
+                template_id, audio, output, fps, frames_dir, conduct=conduct
+            )
+
+    def place_for(self, template_id: str) -> Place:
+        """The device to render a template on."""
+        return min(self.places, key=lambda place: (not place.has_open(template_id), place.sessions))
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Counts a piece of work, which may have to wait for its turn.
+
+        Raises:
+            BusyError: too much waits already, or the worker is being stopped.
+        """
+        with self._changed:
+            self.check_open()
+            if self._queued >= QUEUED_PER_THREAD * self.work_slots:
+                raise BusyError(f"{self._queued} requests wait already 排队已满", "try again later", 10)
+            self._queued += 1
+            try:
+                while self._running >= self.work_slots:
+                    self._changed.wait()
+            finally:
+                self._queued -= 1
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def held_place(self, template_id: str) -> Iterator[Place]:
+        """A session's place, held until the block is left.
+
+        Raises:
+            BusyError: all places are taken, or the worker is being stopped.
+        """
+        place = self.take_place(template_id)
+        try:
+            yield place
+        finally:
+            self.give_place_back(place)
+
+    def take_place(self, template_id: str) -> Place:
+        """As `held_place`; the caller gives it back."""
+        with self._changed:
+            self.check_open()
+            if self.sessions >= self.capacity:
+                raise BusyError(
+                    f"all {self.capacity} sessions are taken 会话数已达上限",
+                    "end one, or use another worker 请稍后重试",
+                    5,
+                )
+            place = self.place_for(template_id)
+            place.sessions += 1
+            return place
+
+    def give_place_back(self, place: Place) -> None:
+        """Frees a session's place."""
+        with self._changed:
+            place.sessions -= 1
+            self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Raises BusyError when the worker is being stopped."""
+        if self.draining:
+            raise BusyError(
+                "the worker is being stopped 服务正在停止", "use another worker, or try again later", 5
+            )
+
+    def drain(self) -> bool:
+        """Takes no more work and waits for what runs, up to the grace; whether all of it ended."""
+        deadline = time.monotonic() + self.server.grace
+        with self._changed:
+            self.draining = True
+            while self.running and time.monotonic() < deadline:
+                self._changed.wait(POLL)
+            return not self.running
+
+    def close(self) -> None:
+        """Ends the schedulers."""
+        for place in self.places:
+            place.scheduler.close()
+
+    def status(self) -> dict[str, Any]:
+        """What the worker is doing, for operators."""
+        info = self.service.get_service_info()
+        return {
+            "status": "draining" if self.draining else "running",
+            "version": __version__,
+            "uptime": round(time.monotonic() - self.started, 1),
+            "active_sessions": self.sessions,
+            "capacity": self.capacity,
+            "running": self._running,
+            "queued": self._queued,
+            "queue_depth": sum(place.scheduler.depth for place in self.places),
+            "templates_cached": info["cache_info"]["template_count"],
+            "templates_open": sum(len(place.service.templates.templates()) for place in self.places),
+            "gpu_count": sum(place.scheduler.device != "cpu" for place in self.places),
+            "config": {
+                "cache_dir": info["cache_dir"],
+                "devices": [place.scheduler.device for place in self.places],
+                "batch_size": info["batch_size"],
+                "engines": info["engines"],
+            },
+        }
