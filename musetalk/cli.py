@@ -13,11 +13,13 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import IO, TYPE_CHECKING, Any, NoReturn, get_args
 
 from musetalk.config import (
     MEDIAPIPE_PACKAGE,
@@ -46,6 +48,8 @@ Command = Callable[[argparse.Namespace], tuple[Answer, int]]
 
 log = logging.getLogger("musetalk")
 SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
+REACTION = 0.5  # seconds that the main thread has to notice a signal
+CLEANUP = 10.0  # seconds that it has from there to its answer
 
 
 class _Parser(argparse.ArgumentParser):
@@ -394,20 +398,35 @@ def _failure(code: str, message: str, hint: str, template_id: str | None) -> Ans
     }
 
 
+def interrupted(exit_code: int, template_id: str | None) -> tuple[Answer, int]:
+    """The answer to Ctrl-C or a request to end."""
+    message, hint = "interrupted 已中断", "run the command again 请重新运行"
+    say(message)
+    return _failure("interrupted", message, hint, template_id), exit_code
+
+
 def execute(
-    main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]], argv: Sequence[str]
+    main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]],
+    argv: Sequence[str],
+    ending: Ending | None = None,
 ) -> tuple[Answer, int]:
-    """Runs one command line; every failure becomes its documented answer and exit code."""
+    """Runs one command line; every failure becomes its documented answer and exit code.
+
+    Args:
+        main: parses the command line.
+        argv: the command line, without the program.
+        ending: is told whose template it is about.
+    """
     template_id = None
     try:
         command, arguments = main(argv)
         template_id = arguments.template_id
+        if ending is not None:
+            ending.template_id = template_id
         _configure_logging(arguments.verbose)
         return command(arguments)
     except InterruptedRun as e:
-        message, hint = "interrupted 已中断", "run the command again 请重新运行"
-        say(message)
-        return _failure("interrupted", message, hint, template_id), e.exit_code
+        return interrupted(e.exit_code, template_id)
     except MuseTalkError as e:
         log.debug("raised here", exc_info=True)
         say(e.message, e.hint)
@@ -444,9 +463,61 @@ def _ignore_signals() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    _ignore_signals()
-    raise InterruptedRun(128 + (number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM))
+class Ending:
+    """The one answer that ends the process, from the main thread or, where that can't, without it.
+
+    Python tells the main thread of a signal between two of its own steps. While a library loads or computes
+    there is none for a long time, so a second thread hears of it from the system, waits a little and then
+    answers in the main thread's place. What isn't cleaned up by then the next run sweeps.
+
+    Args:
+        stdout: where the answer goes.
+    """
+
+    def __init__(self, stdout: IO[bytes]) -> None:
+        self.template_id: str | None = None
+        self._stdout = stdout
+        self._noticed = threading.Event()
+        self._answering = threading.Lock()
+
+    def watch(self) -> None:
+        """Takes the signals that end a command; from the main thread."""
+        self._signals, wakeup = os.pipe()
+        if os.name != "nt":
+            os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        for name in SIGNALS:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._interrupt)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        self._noticed.set()
+        _ignore_signals()
+        raise InterruptedRun(_interrupted_code(number))
+
+    def _listen(self) -> None:
+        number = os.read(self._signals, 1)[0]
+        while signal.getsignal(number) not in (self._interrupt, signal.SIG_IGN):
+            number = os.read(self._signals, 1)[0]  # somebody else's by now: a server's, that drains
+        if self._noticed.wait(REACTION):
+            time.sleep(CLEANUP)
+        self.answer(*interrupted(_interrupted_code(number), self.template_id))
+
+    def answer(self, answer: Answer, code: int) -> NoReturn:
+        """Writes the answer and ends the process; whoever comes second waits for that."""
+        self._answering.acquire()
+        with contextlib.suppress(OSError):  # nobody reads it any more; the exit code remains
+            text = json.dumps(answer, ensure_ascii=False, indent=2)
+            self._stdout.write(text.encode("utf-8", "backslashreplace") + b"\n")
+            self._stdout.flush()
+        say()
+        # Threads inside native calls must not hold back the exit; everything of ours is closed by now.
+        os._exit(code)
+
+
+def _interrupted_code(number: int) -> int:
+    return 128 + (number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM)
 
 
 def _open_closed_streams() -> None:
@@ -462,18 +533,10 @@ def run(main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]]) -> 
     """Runs a script's command line and ends the process: JSON on stdout, the rest on stderr."""
     _open_closed_streams()
     sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    with contextlib.suppress(OSError), os.fdopen(os.dup(1), "wb") as stdout:
+    ending = Ending(os.fdopen(os.dup(1), "wb"))
+    if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         os.dup2(2, 1)
-        for name in SIGNALS:
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _interrupt)
-        if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
-            os.dup2(stdout.fileno(), 1)
-        answer, code = execute(main, sys.argv[1:])
-        _ignore_signals()
-        stdout.write(
-            json.dumps(answer, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace") + b"\n"
-        )
-    say()
-    # Threads inside native calls must not hold back the exit; everything of ours is closed by now.
-    os._exit(code)
+    ending.watch()
+    answer, code = execute(main, sys.argv[1:], ending)
+    _ignore_signals()
+    ending.answer(answer, code)

@@ -32,6 +32,7 @@ OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 MIN_FPS = Fraction(1, 100)  # frames per second
 MAX_FPS = 240
 MAX_BATCH_SIZE = 1024
+MAX_CRF = 51  # x264's scale, 0 is lossless
 MAX_SIDE = 8192  # pixels, of a template's frame
 MIN_SIDE = 16  # pixels
 MAX_TEMPLATE_BYTES = 8 << 30  # of all frames of a template, which are held at once
@@ -139,7 +140,7 @@ class EncodingConfig:
     crf: int = 18
 
     def __post_init__(self) -> None:
-        _whole("crf", self.crf, 0, 51)
+        _whole("crf", self.crf, 0, MAX_CRF)
 
 
 @dataclass(frozen=True)

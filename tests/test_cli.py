@@ -447,3 +447,55 @@ def test_lite_inference_imports_no_framework(workplace):
         f"assert c.execute(c.service_main, [*argv, '--audio_path', {str(SPEECH)!r}])[1] == 0"
     )
     assert not imported(code, workplace) & {"torch", "transformers", "diffusers", "mediapipe", "matplotlib"}
+
+
+STUCK = """
+import hashlib, sys
+sys.stderr.write("loading\\n")
+hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)  # minutes in a library, deaf to signals
+"""
+
+
+@pytest.fixture(params=["an engine", "an import"])
+def slow_load(request, tmp_path) -> str:
+    """Code after which lite's engine, or a package that it imports, takes minutes to load."""
+    if request.param == "an import":
+        (tmp_path / "onnxruntime.py").write_text(STUCK)
+        return f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    load = "from musetalk.engines.lite.engine import LiteEngine as Engine"
+    return f"{load}\nEngine.__init__ = lambda *_, **__: exec({STUCK!r})"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_load_that_is_deep_in_a_library(workplace, slow_load, number, code):
+    script = f"{slow_load}\nfrom musetalk import cli\ncli.run(cli.service_main)\n"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "--inference",
+        "--template_id",
+        "小哈 (1)",
+        "--cache_dir",
+        "cache",
+    ]
+    process = subprocess.Popen(
+        [*command, "--audio_path", str(SPEECH), "--output_path", "stuck/o.mp4"],
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    try:
+        while process.stderr.readline() != b"loading\n":
+            assert process.poll() is None
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    answer = json.loads(stdout)
+    assert process.returncode == code and answer.keys() == FAILURE_KEYS
+    assert (answer["error_code"], answer["template_id"]) == ("interrupted", "小哈 (1)")
+    assert "interrupted 已中断" in stderr.decode()
+    assert not leftovers(workplace)

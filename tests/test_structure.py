@@ -50,6 +50,8 @@ ONLY_WHEN_ASKED = {
     "training/mouth_model.py",
 }
 """Modules that a framework may be imported at the top of, since they are imported only to use it."""
+NO_PATHS = {"parameter.output(0)"}
+"""What has a `replace` or `remove` of its own."""
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -112,6 +114,23 @@ def test_no_module_imports_itself_by_a_detour():
 def test_frameworks_are_imported_where_they_are_used(path):
     if path.relative_to(PACKAGE).as_posix() not in ONLY_WHEN_ASKED:
         assert not {name.split(".")[0] for name in _imports(path, top_level_only=True)} & HEAVY
+
+
+def _impatient_calls(path: Path) -> Iterator[int]:
+    """Lines that rename or remove without trying again where Windows says that the file is open."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, receiver = node.func.attr, ast.unparse(node.func.value)
+            renames = name == "replace" and len(node.args) == 1 and not node.keywords
+            changes = renames or name in ("unlink", "rename", "rmdir", "rmtree", "remove", "move")
+            if changes and receiver not in NO_PATHS:
+                yield node.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_are_renamed_and_removed_patiently(path):
+    if path.relative_to(PACKAGE).as_posix() != "files.py":
+        assert not list(_impatient_calls(path)), "use musetalk.files"
 
 
 @pytest.mark.parametrize("script", sorted(REPOSITORY.glob("*.py")), ids=lambda path: path.name)

@@ -60,24 +60,42 @@ def ffmpeg_path() -> str:
 @lru_cache(maxsize=4)
 def _find_ffmpeg(named: str) -> str:
     if named:
-        found = shutil.which(named)
+        found = find_program(named)
         if found is None:
             raise EngineError(
                 f"FFMPEG_BINARY names {named}, which can't be run",
                 "name a working ffmpeg in FFMPEG_BINARY or remove the variable",
             )
         return found
-    found = shutil.which("ffmpeg")
+    found = find_program("ffmpeg")
     return found if found is not None else _bundled_ffmpeg()
+
+
+def find_program(name: str) -> str | None:
+    """A program by its path, or by its bare name in the absolute folders of $PATH; None when it isn't there.
+
+    Never in the working directory, where Windows looks first: callers choose that folder, and a stranger may
+    have put a file into it.
+    """
+    if Path(name).name != name:
+        return shutil.which(name)
+    if os.name == "nt" and not name.lower().endswith(".exe"):
+        name += ".exe"
+    folders = map(Path, os.environ.get("PATH", os.defpath).split(os.pathsep))
+    found = (shutil.which(str(folder / name)) for folder in folders if folder.is_absolute())
+    return next(filter(None, found), None)
 
 
 def _bundled_ffmpeg() -> str:
     try:
         import imageio_ffmpeg
 
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
+        bundled = str(imageio_ffmpeg.get_ffmpeg_exe())
+        if not Path(bundled).is_absolute():
+            raise RuntimeError(f"it is looked up by its name {bundled}")
     except (ImportError, RuntimeError) as e:
         raise EngineError("no ffmpeg was found", "run: pip install imageio-ffmpeg") from e
+    return bundled
 
 
 def file_url(path: Path) -> str:

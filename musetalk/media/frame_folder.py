@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musetalk.errors import OutputError
-from musetalk.files import replace_file
+from musetalk.files import OWNER_NAME, claim, patiently, remove_file, remove_folder, replace_file, sweep
 
 if TYPE_CHECKING:
     import numpy as np
 
 
+SUFFIX = ".png"
+UNFINISHED_PATTERN = r"\.[0-9a-f]{8}\.tmp"
+
+
 class FrameFolder:
     """A folder of lossless frames, filled only when the run ends well; a new one is removed else.
 
-    Numbered frames of an earlier, longer run are removed, so that the folder holds this run's only.
+    Numbered frames of an earlier, longer run are removed, so that the folder holds this run's only, and so
+    are the unfinished ones of runs that were killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,8 +32,10 @@ class FrameFolder:
         self._temporary = folder / f".{secrets.token_hex(4)}.tmp"
 
     def __enter__(self) -> FrameFolder:
+        sweep(self.folder, UNFINISHED_PATTERN)
         try:
             self._temporary.mkdir(parents=True)
+            self._owner = claim(self._temporary / OWNER_NAME)
         except OSError as e:
             raise _unwritable(self.folder, e) from e
         return self
@@ -39,17 +45,19 @@ class FrameFolder:
             if kind is None:
                 self._publish()
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._owner.close()
+            with contextlib.suppress(OSError):  # a later run sweeps it
+                remove_folder(self._temporary)
             if kind is not None and self._made:
                 with contextlib.suppress(OSError):  # something else is in it by now
-                    self.folder.rmdir()
+                    patiently(self.folder.rmdir)
 
     def write(self, frame: np.ndarray) -> None:
         """Adds the next frame, (H, W, 3) uint8 BGR."""
         import cv2
 
-        _, encoded = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        path = self._temporary / f"{self._count:08d}.png"
+        _, encoded = cv2.imencode(SUFFIX, frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        path = self._temporary / f"{self._count:08d}{SUFFIX}"
         try:
             path.write_bytes(encoded.tobytes())
         except OSError as e:
@@ -58,11 +66,11 @@ class FrameFolder:
 
     def _publish(self) -> None:
         try:
-            for file in sorted(self._temporary.iterdir()):
+            for file in sorted(self._temporary.glob(f"*{SUFFIX}")):
                 replace_file(file, self.folder / file.name)
-            for file in self.folder.glob("[0-9]" * 8 + ".png"):
+            for file in self.folder.glob("[0-9]" * 8 + SUFFIX):
                 if int(file.stem) >= self._count:
-                    file.unlink()
+                    remove_file(file)
         except OSError as e:
             raise _unwritable(self.folder, e) from e
 

@@ -24,9 +24,10 @@ import numpy as np
 from musetalk.config import MAX_FPS, OUTPUT_SUFFIXES, EncodingConfig
 from musetalk.device import usable_cores
 from musetalk.errors import OutputError
-from musetalk.files import patiently, replace_file
+from musetalk.files import claim, publish, remove_file, sweep
 from musetalk.media import ffmpeg
 from musetalk.media.audio import stated_duration
+from musetalk.media.encoders import shaping_options
 from musetalk.media.image import check_frame_size
 
 PixelFormat = Literal["yuv420p", "bgr24"]
@@ -34,7 +35,6 @@ PixelFormat = Literal["yuv420p", "bgr24"]
 MIN_TIMESCALE = 10_000  # ticks per second of an mp4's picture track
 END_GRACE = 5.0  # seconds in which an encoder that failed may say why
 TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
-NVENC_PRESETS = ("slow", "medium", "fast", *(f"p{level}" for level in range(1, 8)))
 MP4_SUFFIXES = (".mp4", ".mov")  # AAC; Matroska can't say where AAC's last packet ends, so it takes Opus
 WEBM_CODECS = ("vp8", "vp9", "av1", "vpx")
 
@@ -189,30 +189,36 @@ def _unwritable(path: Path, error: Exception) -> OutputError:
     )
 
 
+def _unfinished_path(output_path: Path) -> Path:
+    """A hidden name for `output_path` until it is whole."""
+    stem, suffix = output_path.stem[:TEMPORARY_STEM], output_path.suffix.lower()
+    return output_path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{suffix}")
+
+
+def _unfinished_pattern(output_path: Path) -> str:
+    """What `_unfinished_path` may have called earlier files."""
+    stem, suffix = output_path.stem[:TEMPORARY_STEM], output_path.suffix.lower()
+    return rf"\.{re.escape(stem)}\.[0-9a-f]{{12}}\.tmp{re.escape(suffix)}"
+
+
 def encoder_options(encoding: EncodingConfig, suffix: str) -> dict[str, Any]:
     """ffmpeg's output options for the picture: quality and speed in the words the encoder knows.
 
-    A .webm holds VP8, VP9 or AV1 only: any other encoder is replaced by libvpx-vp9 there. Encoders
-    of unknown families run with their own defaults.
+    A .webm holds VP8, VP9 or AV1 only: any other encoder is replaced by libvpx-vp9 there.
+
+    Raises:
+        InputError: the encoder has no such setting, or doesn't know that value.
     """
     encoder = encoding.encoder
     if suffix == ".webm" and not any(codec in encoder for codec in WEBM_CODECS):
         encoder = "libvpx-vp9"
     options: dict[str, Any] = {"vcodec": encoder, "pix_fmt": "yuv420p"}
-    if encoder.startswith(("libx264", "libx265")):
-        options |= {"crf": encoding.crf, "preset": encoding.preset}
+    options |= shaping_options(encoder, encoding)
+    if encoder.startswith("libx264"):
         # as many as x264 itself would take, were the control group's quota all that the machine has
-        options |= {"threads": usable_cores() * 3 // 2} if encoder.startswith("libx264") else {}
-    elif encoder.endswith("_nvenc"):
-        options |= {"cq": encoding.crf, "rc": "vbr", "b:v": 0}
-        options |= {"preset": encoding.preset} if encoding.preset in NVENC_PRESETS else {}
-    elif encoder.startswith("libvpx"):
-        options |= {"crf": encoding.crf, "b:v": 0, "deadline": "realtime", "cpu-used": 6}
-        options |= {"row-mt": 1} if encoder == "libvpx-vp9" else {}
-    elif encoder in ("libaom-av1", "libsvtav1"):
-        options |= {"crf": encoding.crf}
-    elif encoder.endswith("_qsv"):
-        options |= {"global_quality": encoding.crf}
+        options |= {"threads": usable_cores() * 3 // 2}
+    elif encoder in ("libvpx-vp9", "libaom-av1"):
+        options |= {"row-mt": 1}
     return options
 
 
@@ -253,15 +259,22 @@ class VideoWriter:
             self._frame_shape = (even_height * 3 // 2, even_width)
         self._pads = pixel_format == "bgr24" and self._padding != (0, 0)
         self.frame_count = 0
-        stem = self.output_path.stem[:TEMPORARY_STEM]
-        self._temporary = self.output_path.with_name(
-            f".{stem}.{secrets.token_hex(6)}.tmp{self.output_path.suffix.lower()}"
-        )
+        self._temporary = _unfinished_path(self.output_path)
         self._open = True
-        self._child = ffmpeg.Child(
-            _encode_arguments(self._temporary, (even_width, even_height), fps, audio, encoding, pixel_format),
-            stdin=True,
-        )
+        size = (even_width, even_height)
+        self._start(_encode_arguments(self._temporary, size, fps, audio, encoding, pixel_format))
+
+    def _start(self, arguments: list[str]) -> None:
+        sweep(self.output_path.parent, _unfinished_pattern(self.output_path))
+        try:
+            self._claim = claim(self._temporary)
+        except OSError as e:
+            raise _unwritable(self.output_path, e) from e
+        try:
+            self._child = ffmpeg.Child(arguments, stdin=True)
+        except BaseException:
+            self._discard()
+            raise
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -309,7 +322,7 @@ class VideoWriter:
         try:
             if self._child.finish() != 0 or self.frame_count == 0:
                 raise self._failure()
-            self._change(lambda: replace_file(self._temporary, self.output_path))
+            self._change(lambda: publish(self._claim, self._temporary, self.output_path))
         finally:
             self.abort()
 
@@ -317,7 +330,11 @@ class VideoWriter:
         """Kill the encoder and remove the unfinished file; safe at any time, from any thread."""
         self._open = False
         self._child.end()
-        self._change(lambda: patiently(lambda: self._temporary.unlink(missing_ok=True)))
+        self._discard()
+
+    def _discard(self) -> None:
+        self._claim.close()
+        self._change(lambda: remove_file(self._temporary))
 
     def _change(self, change: Callable[[], None]) -> None:
         try:

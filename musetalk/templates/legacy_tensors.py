@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from musetalk.errors import EngineError
 
 
-def _load_storage(data: Any) -> np.ndarray:
+def _load_storage(count: Callable[[int], None], data: Any) -> np.ndarray:
     """The (n,) values of a pickled storage: the bytes of a nested torch.save."""
     try:
         import torch
@@ -29,6 +30,7 @@ def _load_storage(data: Any) -> np.ndarray:
         ) from e
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("a tensor storage that is no bytes")
+    count(len(data))
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.storage.TypedStorage) or not storage.dtype.is_floating_point:
         raise pickle.UnpicklingError("a tensor storage that holds no floats")
@@ -37,7 +39,12 @@ def _load_storage(data: Any) -> np.ndarray:
 
 
 def _rebuild_tensor(
-    values: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_grad_and_hooks: Any
+    count: Callable[[int], None],
+    values: Any,
+    offset: int,
+    size: Sequence[int],
+    stride: Sequence[int],
+    *_grad_and_hooks: Any,
 ) -> np.ndarray:
     """The strided view that torch._utils._rebuild_tensor_v2 makes, copied."""
     if not isinstance(values, np.ndarray) or values.ndim != 1 or len(size) != len(stride):
@@ -47,11 +54,12 @@ def _rebuild_tensor(
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if 0 in size or last >= len(values):
         raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
+    count(math.prod(size) * values.itemsize)
     steps = [step * values.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(values[offset:], tuple(size), steps).copy()
 
 
-def _no_hooks(*_items: Any) -> None:
+def _no_hooks(_count: Callable[[int], None], *_items: Any) -> None:
     """The empty ordered dict of backward hooks that every pickled tensor carries."""
 
 
@@ -62,13 +70,17 @@ _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-def tensor_constructor(module: str, name: str) -> Callable[..., Any]:
+def tensor_constructor(module: str, name: str, count: Callable[[int], None]) -> Callable[..., Any]:
     """What stands in for a name that a pickled torch tensor refers to.
+
+    Args:
+        module, name: as the pickle has them.
+        count: is told of the bytes that are about to be copied; may refuse them.
 
     Raises:
         pickle.UnpicklingError: no tensor needs that name.
     """
     try:
-        return _CONSTRUCTORS[module, name]
+        return partial(_CONSTRUCTORS[module, name], count)
     except KeyError:
         raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which no template needs") from None

@@ -3,9 +3,10 @@
 A frame that shares most of its bytes with the first one, as those of a still portrait brought to life do,
 is written as a compressed difference that plain `pickle.load` adds up again, without this package.
 
-The decision a reader would question: pickle's own opcodes may call whatever `find_class` returns and set
+The decisions a reader would question: pickle's own opcodes may call whatever `find_class` returns and set
 state on it, so numpy's constructors are never handed out. Each allowed name becomes a small sealed object
-that takes plain values and builds a plain numeric array, and nothing else can be called.
+that takes plain values and builds a plain numeric array, and nothing else can be called. And since a few
+opcodes make room for as much as they state before they look for it, `opcodes` reads all of them beforehand.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from musetalk.config import MAX_SIDE
+from musetalk.config import MAX_SIDE, MAX_TEMPLATE_BYTES
 from musetalk.errors import CacheError, MuseTalkError
+from musetalk.templates.opcodes import check_opcodes
 
 if TYPE_CHECKING:
     from musetalk.templates.template import Template
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 SHARED_BYTES = 0.5  # of a frame, equal to the first one's, from which a difference pays
 DEFLATE_LEVEL = 1
 MAX_FRAME_BYTES = 3 * MAX_SIDE * MAX_SIDE
+MAX_DEFLATE_RATIO = 1032  # bytes out of one byte in, zlib's technical notes
+COPIES = 2  # of a byte of the file, on its way into an array: as text or bytes, and numpy's own
 
 # what opcodes, numpy and torch's loader raise on bytes that no pickler wrote
 _DAMAGE = (
@@ -82,12 +86,54 @@ class _PlainDtype:
             self.dtype = self.dtype.newbyteorder(order)
 
 
+class Allowance:
+    """The bytes that may still be made of one file: what it could hold, each of its bytes used once.
+
+    A memo lets a pickle use the same bytes again and again; who wrote a template never did so.
+
+    Args:
+        file_size: bytes.
+    """
+
+    def __init__(self, file_size: int) -> None:
+        self._left = {
+            "copied": COPIES * file_size,
+            "inflated": min(file_size * MAX_DEFLATE_RATIO, MAX_TEMPLATE_BYTES),
+            "added": 0,
+        }
+
+    def copy(self, size: int) -> None:
+        """Counts `size` bytes of the file that are about to be copied; raises as `inflate`."""
+        self._take("copied", size)
+
+    def inflate(self, size: int) -> None:
+        """Counts `size` bytes of a difference between frames.
+
+        Raises:
+            pickle.UnpicklingError: more than the file could hold.
+        """
+        self._take("inflated", size)
+        self._left["added"] += size
+
+    def add(self, size: int) -> None:
+        """Counts `size` bytes of a frame that is about to be made with a difference; raises as `inflate`."""
+        self._take("added", size)
+
+    def _take(self, kind: str, size: int) -> None:
+        self._left[kind] -= size
+        if self._left[kind] < 0:
+            raise pickle.UnpicklingError(f"more {kind} bytes than the file could hold")
+
+
 class _PlainArray(np.ndarray):
     """An array whose pickled state is checked before numpy sees it."""
+
+    allowance: Allowance
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, fortran, data = state
         array = _from_bytes(data, dtype, shape, "F" if fortran else "C")
+        self.allowance.copy(array.nbytes)
         state = (1, array.shape, array.dtype, bool(fortran), array.tobytes("A"))
         super().__setstate__(state)  # type: ignore[arg-type]
 
@@ -107,59 +153,80 @@ def _scalar(dtype: Any, data: Any) -> int | float:
     return _from_bytes(data, dtype, (1,), "C")[0].item()
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError("text encoding")
-    return str(text).encode("latin1")
-
-
-def _inflate(data: Any) -> bytes:
-    inflater = zlib.decompressobj()
-    content = inflater.decompress(bytes(data), MAX_FRAME_BYTES)
-    if not inflater.eof:
-        raise pickle.UnpicklingError("a compressed frame that is cut or too large")
-    return content
-
-
-def _add(first: Any, difference: Any) -> np.ndarray:
+def _check_frames(first: Any, difference: Any) -> None:
     for array in (first, difference):
         if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.shape != first.shape:
             raise pickle.UnpicklingError("a difference of something else than frames")
-    return np.add(first, difference)
 
 
 def _refuse(*_arguments: Any) -> Any:
     raise pickle.UnpicklingError("an array outside its own pickling")
 
 
-_NUMPY_NAMES: dict[str, Callable[..., Any]] = {
-    "_reconstruct": lambda *_: np.empty(0, np.uint8).view(_PlainArray),
-    "ndarray": _refuse,
-    "dtype": lambda name, *_: _PlainDtype(name),
-    "_frombuffer": _from_bytes,
-    "scalar": _scalar,
-}
-
-
-_OTHER_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
-    ("_codecs", "encode"): _encode,
-    ("builtins", "bytearray"): bytearray,
-    ("zlib", "decompress"): _inflate,
-    ("_operator", "add"): _add,
-}
-
-
 class _TemplateUnpickler(pickle.Unpickler):
+    """Builds what a template's file may hold, within its allowance."""
+
+    def __init__(self, stream: IO[bytes], allowance: Allowance) -> None:
+        super().__init__(stream)
+        self._allowance = allowance
+        self._numpy_names: dict[str, Callable[..., Any]] = {
+            "_reconstruct": self._reconstruct,
+            "ndarray": _refuse,
+            "dtype": lambda name, *_: _PlainDtype(name),
+            "_frombuffer": _from_bytes,
+            "scalar": _scalar,
+        }
+        self._other_names: dict[tuple[str, str], Callable[..., Any]] = {
+            ("_codecs", "encode"): self._encode,
+            ("builtins", "bytearray"): self._bytearray,
+            ("zlib", "decompress"): self._inflate,
+            ("_operator", "add"): self._add,
+        }
+
     def find_class(self, module: str, name: str) -> Any:
-        if module in _NUMPY_MODULES and name in _NUMPY_NAMES:
-            return _Sealed(_NUMPY_NAMES[name])
-        if (module, name) in _OTHER_NAMES:
-            return _Sealed(_OTHER_NAMES[module, name])
+        """The sealed stand-in for a name that the file asks for."""
+        if module in _NUMPY_MODULES and name in self._numpy_names:
+            return _Sealed(self._numpy_names[name])
+        if (module, name) in self._other_names:
+            return _Sealed(self._other_names[module, name])
         if module.split(".")[0] == "torch" or (module, name) == ("collections", "OrderedDict"):
             from musetalk.templates.legacy_tensors import tensor_constructor
 
-            return _Sealed(tensor_constructor(module, name))
+            return _Sealed(tensor_constructor(module, name, self._allowance.copy))
         raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which no template needs")
+
+    def _reconstruct(self, *_ndarray_and_shape: Any) -> np.ndarray:
+        array = np.empty(0, np.uint8).view(_PlainArray)
+        array.allowance = self._allowance
+        return array
+
+    def _encode(self, text: Any, encoding: Any) -> bytes:
+        if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
+            raise pickle.UnpicklingError("text encoding")
+        self._allowance.copy(len(text))
+        return text.encode("latin1")
+
+    def _bytearray(self, content: Any = b"", encoding: Any = "latin1") -> bytearray:
+        """As protocols before 5 write them; of a number, bytearray would make that many bytes."""
+        if isinstance(content, str):
+            content = self._encode(content, encoding)
+        if not isinstance(content, bytes):
+            raise pickle.UnpicklingError("a bytearray of something else than bytes")
+        self._allowance.copy(len(content))
+        return bytearray(content)
+
+    def _inflate(self, data: Any) -> bytes:
+        inflater = zlib.decompressobj()
+        content = inflater.decompress(bytes(memoryview(data)), MAX_FRAME_BYTES)
+        if not inflater.eof:
+            raise pickle.UnpicklingError("a compressed frame that is cut or too large")
+        self._allowance.inflate(len(content))
+        return content
+
+    def _add(self, first: Any, difference: Any) -> np.ndarray:
+        _check_frames(first, difference)
+        self._allowance.add(first.nbytes)
+        return np.add(first, difference)
 
 
 def _plain(value: Any, seen: dict[int, Any]) -> Any:
@@ -174,9 +241,10 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
     return seen.get(id(value), value)
 
 
-def _unpickle(stream: IO[bytes]) -> dict[str, Any]:
+def _unpickle(stream: IO[bytes], content: mmap.mmap) -> dict[str, Any]:
     try:
-        data = _plain(_TemplateUnpickler(stream).load(), {})
+        check_opcodes(content)
+        data = _plain(_TemplateUnpickler(stream, Allowance(len(content))).load(), {})
     except MuseTalkError:
         raise
     except _DAMAGE as e:
@@ -251,20 +319,20 @@ def load_template_dict(stream: IO[bytes], sha256: str | None) -> dict[str, Any]:
         CacheError: the file differs from its checksum, is no pickle, or asks for anything but
             containers, numbers, numpy arrays and tensors.
     """
-    if sha256 is None:
-        return _unpickle(stream)
     try:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as e:
         raise _damaged(stream, "it is empty") from e
-    digests: list[str] = []
-    hashing = threading.Thread(target=_sha256, args=(content, digests), daemon=True)
-    hashing.start()
-    try:
-        data = _unpickle(stream)
-    finally:
-        hashing.join()
-        content.close()
+    with content:
+        if sha256 is None:
+            return _unpickle(stream, content)
+        digests: list[str] = []
+        hashing = threading.Thread(target=_sha256, args=(content, digests), daemon=True)
+        hashing.start()
+        try:
+            data = _unpickle(stream, content)
+        finally:
+            hashing.join()
     if digests != [sha256]:
         raise _damaged(stream, "it differs from its checksum")
     return data

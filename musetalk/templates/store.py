@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from musetalk.errors import CacheError, CacheMissingError, InputError, OutputError
-from musetalk.files import HASH_BLOCK, atomic_file, file_sha256
+from musetalk.files import HASH_BLOCK, atomic_file, file_sha256, remove_file, sweep, unfinished_pattern
 
 if TYPE_CHECKING:
     from musetalk.templates.template import Template
@@ -174,7 +174,7 @@ class TemplateStore:
 
     @contextlib.contextmanager
     def lock(self, template_id: str, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
-        """Holds the template's lock, across threads and processes.
+        """Holds the template's lock, across threads and processes; what a killed holder left is removed.
 
         Raises:
             CacheError: another process held it for `timeout` seconds.
@@ -199,6 +199,7 @@ class TemplateStore:
                 "choose another --cache_dir",
             ) from e
         try:
+            self._remove_leftovers(template_id)
             yield
         finally:
             lock.release()
@@ -214,11 +215,10 @@ class TemplateStore:
         from musetalk.templates.pickle import dump_template
 
         pickle_path, metadata_path = self.pickle_path(template_id), self.metadata_path(template_id)
-        self._remove_leftovers(template_id)
         with atomic_file(pickle_path) as stream:
             hashing = _HashingStream(stream)
             dump_template(template, hashing)
-            metadata_path.unlink(missing_ok=True)
+            remove_file(metadata_path)
         if preview is not None:
             with atomic_file(self.preview_path(template_id)) as stream:
                 stream.write(preview)
@@ -235,15 +235,9 @@ class TemplateStore:
         return complete
 
     def _remove_leftovers(self, template_id: str) -> None:
-        for name in (
-            self.pickle_path(template_id),
-            self.metadata_path(template_id),
-            self.preview_path(template_id),
-        ):
-            start, end = f".{name.name}.", ".tmp"
-            for file in self.cache_dir.glob("*"):
-                if file.name.startswith(start) and file.name.endswith(end):
-                    file.unlink(missing_ok=True)
+        suffixes = (_PICKLE_SUFFIX, _METADATA_SUFFIX, _PREVIEW_SUFFIX)
+        patterns = (unfinished_pattern(template_id + suffix) for suffix in suffixes)
+        sweep(self.cache_dir, "|".join(patterns))
 
     def read_metadata(self, template_id: str) -> TemplateMetadata:
         """The metadata file's content; waits for a writer of it.
@@ -414,10 +408,9 @@ class TemplateStore:
             self.preview_path(template_id),
         )
         with self.lock(template_id):
-            self._remove_leftovers(template_id)
             present = [path for path in paths if path.exists()]
             for path in present:
-                path.unlink(missing_ok=True)
+                remove_file(path)
         return len(present)
 
 

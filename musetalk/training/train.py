@@ -27,6 +27,7 @@ from musetalk.config import LITE_MODELS, REPOSITORY
 from musetalk.engines.lite.parameters import HIGH, LOW
 from musetalk.engines.lite.speech import NETWORK_FILE, open_session
 from musetalk.errors import InputError, MuseTalkError
+from musetalk.files import replace_file
 from musetalk.training import corpus, report, voices
 from musetalk.training.convert_encoder import ENCODER_PATH
 from musetalk.training.plots import draw_panels
@@ -87,7 +88,7 @@ def save_recording(path: Path, recording: Recording) -> Recording:
         labels = {"name": np.array(recording.name), "language": np.array(recording.language)}
         arrays: dict[str, Any] = {**labels, "lengths": lengths, **joined}
         np.savez(file, **arrays)
-    partial.replace(path)
+    replace_file(partial, path)
     return recording
 
 
@@ -234,7 +235,7 @@ def _checkpoint(path: Path, parts: dict, rng: np.random.Generator, step: int) ->
     state |= {"step": step, "torch_rng": torch.get_rng_state(), "rng": json.dumps(rng.bit_generator.state)}
     partial = path.with_suffix(".part")
     torch.save(state, partial)
-    partial.replace(path)
+    replace_file(partial, path)
 
 
 def _resume(path: Path, parts: dict, rng: np.random.Generator) -> int:

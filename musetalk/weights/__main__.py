@@ -6,11 +6,11 @@ python -m musetalk.weights list | download [--only v15 vae …] [--mirror URL] |
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from musetalk import config
 from musetalk.errors import MuseTalkError, OutputError
+from musetalk.files import remove_folder
 from musetalk.weights.download import PAUSE, STAGING_FOLDER
 from musetalk.weights.folder import WeightsFolder
 from musetalk.weights.registry import DEFAULT_GROUPS, REGISTRY, OfficialFile
@@ -78,8 +79,8 @@ def download_command(
         for error in failures[1:]:
             log.error("%s", error)
         raise failures[0]
-    staging = weights.folder / STAGING_FOLDER
-    shutil.rmtree(staging, ignore_errors=True)
+    with contextlib.suppress(OSError):  # nothing in it is needed any more
+        remove_folder(weights.folder / STAGING_FOLDER)
     return [_file_answer(weights, file, job.result()) for file, job in zip(files, jobs, strict=True)], True
 
 

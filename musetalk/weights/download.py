@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from musetalk.errors import WeightsError
-from musetalk.files import file_sha256
+from musetalk.files import file_sha256, replace_file
 from musetalk.weights.registry import Source
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,10 @@ def fetch(source: Source, target: Path, staging: Path, mirror: str | None, *, pa
 def _accept(source: Source, arrived: Path, target: Path) -> str:
     size, digest = arrived.stat().st_size, file_sha256(arrived)
     if source.sha256 is None or digest == source.sha256:
-        arrived.replace(target)
+        replace_file(arrived, target)
         return digest
     bad = target.with_name(target.name + ".bad")
-    arrived.replace(bad)
+    replace_file(arrived, bad)
     raise WeightsError(
         f"{target.name} arrived with another checksum 校验和不符: {size} bytes, sha256 {digest[:16]}…, "
         f"expected {source.sha256[:16]}…; kept as {bad}",

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from musetalk.errors import OutputError, UsageError
-from musetalk.files import file_sha256
+from musetalk.files import atomic_file, file_sha256, replace_file
 from musetalk.weights.download import PAUSE, STAGING_FOLDER, fetch
 from musetalk.weights.registry import REGISTRY, OfficialFile, Source
 
@@ -63,9 +63,8 @@ class WeightsFolder:
     def _record(self, file: OfficialFile, sha256: str) -> None:
         with self._record_lock:
             records = self._records() | {file.path: sha256}
-            temporary = self.folder / (RECORD_NAME + ".tmp")
-            temporary.write_text(json.dumps(records, indent=1, sort_keys=True), encoding="utf-8")
-            temporary.replace(self.folder / RECORD_NAME)
+            with atomic_file(self.folder / RECORD_NAME) as stream:
+                stream.write(json.dumps(records, indent=1, sort_keys=True).encode())
 
     def expected(self, file: OfficialFile) -> Source:
         """A file's source, with the checksum recorded at its first download where none is published."""
@@ -98,7 +97,7 @@ class WeightsFolder:
         path = self.path(file)
         if state == "wrong":
             log.warning("%s is not the official file, kept as %s.bad", path, path.name)
-            path.replace(path.with_name(path.name + ".bad"))
+            replace_file(path, path.with_name(path.name + ".bad"))
         expected = self.expected(file)
         sha256 = fetch(expected, path, self.folder / STAGING_FOLDER, mirror, pause=pause)
         if expected.sha256 is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 from collections.abc import Callable
 
@@ -20,3 +22,15 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
 
     monkeypatch.setattr(subprocess.Popen, "__init__", record)
     return lambda: [process.pid for process in started if process.poll() is None]
+
+
+def ends(pid: int) -> bool:
+    """Whether the process, which isn't our child, ends within half a minute."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], 30)[0])
+    finally:
+        os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from musetalk.config import REPOSITORY
 from musetalk.errors import EngineError, InputError
 from musetalk.media import ffmpeg
+from tests.media.conftest import ends
 
 NULL_SINK = ["-f", "rawvideo", "-pix_fmt", "gray", "-video_size", "64x64", "-i", "pipe:0", "-f", "null", "-"]
 ENDLESS = ["-f", "lavfi", "-i", "color=s=64x64", "-f", "rawvideo", "-pix_fmt", "gray", "pipe:1"]
@@ -43,6 +43,29 @@ def test_without_a_system_ffmpeg_the_wheel_has_one(monkeypatch: pytest.MonkeyPat
     ffmpeg._find_ffmpeg.cache_clear()
     try:
         assert "imageio_ffmpeg" in ffmpeg.ffmpeg_path()
+    finally:
+        ffmpeg._find_ffmpeg.cache_clear()
+
+
+@pytest.mark.parametrize("path", [".", "", "programs", os.pathsep.join(["", ".", "programs"])])
+def test_no_ffmpeg_is_taken_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for folder in (tmp_path, tmp_path / "programs"):
+        folder.mkdir(exist_ok=True)
+        for name in ("ffmpeg", "ffmpeg.exe"):
+            (folder / name).write_text("#!/bin/sh\n")
+            (folder / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.delenv("FFMPEG_BINARY", raising=False)
+    ffmpeg._find_ffmpeg.cache_clear()
+    try:
+        assert "imageio_ffmpeg" in ffmpeg.ffmpeg_path()
+        with pytest.raises(EngineError):
+            ffmpeg._find_ffmpeg("ffmpeg")
+        monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+        assert Path(ffmpeg._find_ffmpeg("ffmpeg")).parent == tmp_path / "programs"
     finally:
         ffmpeg._find_ffmpeg.cache_clear()
 
@@ -137,19 +160,7 @@ def test_the_child_ends_when_we_are_killed(tmp_path: Path) -> None:
         pid = int(parent.stdout.readline())
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    assert _ends(pid)
-
-
-def _ends(pid: int) -> bool:
-    """Whether the process, which isn't our child, ends within half a minute."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([handle], [], [], 30)[0])
-    finally:
-        os.close(handle)
+    assert ends(pid)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX sessions")

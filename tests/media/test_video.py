@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk.config import EncodingConfig, parse_fps
+from musetalk.config import REPOSITORY, EncodingConfig, parse_fps
 from musetalk.errors import InputError, OutputError
 from musetalk.media.ffmpeg import ffmpeg_path
 from musetalk.media.video import (
@@ -31,6 +31,7 @@ from musetalk.media.video import (
     read_video,
 )
 from musetalk.whisper import frame_count
+from tests.media.conftest import ends
 
 FAST = EncodingConfig(preset="ultrafast")
 LOSSLESS = EncodingConfig(preset="ultrafast", crf=0)
@@ -311,7 +312,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
     )
     told = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "out.mp4")],
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -340,33 +341,51 @@ def test_a_wrong_frame_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("encoder", "suffix", "expected"),
-    [
-        ("libx264", ".mp4", {"vcodec": "libx264", "crf": 18, "preset": "veryfast"}),
-        ("h264_nvenc", ".mp4", {"vcodec": "h264_nvenc", "cq": 18, "rc": "vbr", "b:v": 0}),
-        ("libx264", ".webm", {"vcodec": "libvpx-vp9", "crf": 18, "b:v": 0}),
-        ("libsvtav1", ".webm", {"vcodec": "libsvtav1", "crf": 18}),
-        ("mpeg4", ".mp4", {"vcodec": "mpeg4"}),
-    ],
-)
-def test_quality_is_said_in_the_encoders_words(
-    encoder: str, suffix: str, expected: dict[str, object]
-) -> None:
-    options = encoder_options(EncodingConfig(encoder=encoder), suffix)
-    assert expected.items() <= options.items()
-    assert ("preset" in options) == (encoder == "libx264" and suffix == ".mp4")
-    assert ("crf" in options) == ("crf" in expected)
-
-
-def test_nvenc_takes_the_presets_it_knows() -> None:
-    options = encoder_options(EncodingConfig(encoder="h264_nvenc", preset="p4"), ".mp4")
-    assert options["preset"] == "p4"
-
-
 def test_another_encoder_of_the_found_ffmpeg(tmp_path: Path) -> None:
     write(tmp_path / "out.mp4", [picture(64, 48)] * 5, encoding=EncodingConfig(encoder="mpeg4"))
     assert "Video: mpeg4" in describe(tmp_path / "out.mp4")
+
+
+def test_a_webm_takes_another_encoder_than_h264() -> None:
+    assert encoder_options(EncodingConfig(encoder="libx264"), ".webm")["vcodec"] == "libvpx-vp9"
+    assert encoder_options(EncodingConfig(encoder="libsvtav1"), ".webm")["vcodec"] == "libsvtav1"
+
+
+HELD_WRITER = """
+import sys
+from fractions import Fraction
+from musetalk.config import EncodingConfig
+from musetalk.media.video import VideoWriter
+writer = VideoWriter(sys.argv[1], 64, 48, Fraction(25), None, EncodingConfig(), "bgr24")
+print(writer._child._process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a handle on another's child (Linux)")
+def test_a_killed_run_is_swept_by_the_next_one_and_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "out [1].mp4"
+    command = [sys.executable, "-c", HELD_WRITER, str(path)]
+    runs = [
+        subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    stranger = tmp_path / ".out [1].holiday.tmp.mp4"
+    stranger.write_bytes(b"somebody's own")
+    try:
+        encoders = [int(run.stdout.readline()) for run in runs if run.stdout]
+        assert len(names(tmp_path)) == 3
+        for run, encoder, left in zip(runs, encoders, (3, 2), strict=True):
+            run.kill()
+            run.wait()
+            assert ends(encoder)
+            write(path, [picture(64, 48)] * 3)
+            assert len(names(tmp_path)) == left
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+    assert names(tmp_path) == sorted([stranger.name, path.name])
 
 
 def test_output_path_makes_its_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import multiprocessing
 import operator
@@ -10,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -196,6 +198,57 @@ def test_hostile_pickle_is_refused_and_not_executed(tmp_path, monkeypatch, paylo
     with pytest.raises(CacheError):
         store.load("anna (2)")
     assert not Path("hostile.txt").exists()
+
+
+BIG = 1 << 30  # bytes or memo entries, that a few bytes ask for
+FRAME = np.zeros((1000, 1000, 3), np.uint8)
+DEFLATED = zlib.compress(bytes(3_000_000))
+TEXT = "\x00" * 3_000_000
+
+
+class _Again:
+    """An array of the same bytes as all others of its kind."""
+
+    content = bytes(3_000_000)
+
+    def __reduce__(self):
+        rebuild, arguments, state = np.zeros(3_000_000, np.uint8).__reduce__()
+        return rebuild, arguments, (*state[:-1], self.content)
+
+
+GREEDY = {
+    "bytearray of a number": pickle.dumps(_Payload(bytearray, BIG), protocol=4),
+    "bytearray that is cut": b"\x80\x05\x96" + BIG.to_bytes(8, "little") + b"x.",
+    "bytes that are cut": b"\x80\x04\x8e" + BIG.to_bytes(8, "little") + b"x.",
+    "text that is cut": b"\x80\x04\x8d" + BIG.to_bytes(8, "little") + b"x.",
+    "frame that is cut": b"\x80\x04\x95" + BIG.to_bytes(8, "little") + b"N.",
+    "memo with a hole": b"\x80\x04Nr\xff\xff\xff\x0f.",
+    "memo with a hole, as text": b"Np268435455\n.",
+    **{
+        f"{name} often": pickle.dumps([make() for _ in range(150)], protocol=protocol)
+        for name, protocol, make in (
+            ("one blob inflated", 4, lambda: _Payload(zlib.decompress, DEFLATED)),
+            ("one frame added", 4, lambda: _Payload(operator.add, FRAME, FRAME)),
+            ("one text encoded", 2, lambda: _Payload(codecs.encode, TEXT, "latin1")),
+            ("one array restored", 4, _Again),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_pickle_takes_no_more_memory_than_it_could_hold(tmp_path, name):
+    (tmp_path / "t_preprocessed.pkl").write_bytes(GREEDY[name])
+    size = len(GREEDY[name])
+    (tmp_path / "t_metadata.json").write_text(json.dumps({"template_id": "t", "version": "1.0"}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CacheError):
+            TemplateStore(tmp_path).load("t")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000 + 12 * size
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -21,6 +21,7 @@ import numpy as np
 from musetalk.config import RuntimeRequest
 from musetalk.device import is_out_of_memory, out_of_memory, usable_cores
 from musetalk.errors import EngineError
+from musetalk.files import remove_file, replace_file
 from musetalk.weights.files import sampled_digest
 
 log = logging.getLogger(__name__)
@@ -92,11 +93,11 @@ def _convert(conversion: Conversion, target: Path, *, half: bool) -> None:
     unfinished = target.with_name(f"unfinished-{target.name}")
     try:
         openvino.save_model(model, unfinished, compress_to_fp16=half)
-        unfinished.with_suffix(".bin").replace(target.with_suffix(".bin"))
-        unfinished.replace(target)
+        replace_file(unfinished.with_suffix(".bin"), target.with_suffix(".bin"))
+        replace_file(unfinished, target)
     finally:
-        unfinished.unlink(missing_ok=True)
-        unfinished.with_suffix(".bin").unlink(missing_ok=True)
+        remove_file(unfinished)
+        remove_file(unfinished.with_suffix(".bin"))
 
 
 def converted_path(conversion: Conversion, *, half: bool) -> Path:
