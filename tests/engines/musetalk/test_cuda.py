@@ -20,7 +20,7 @@ from tests.engines.musetalk.test_openvino_runtime import latent_template
 torch = pytest.importorskip("torch", reason=NEEDS_FULL)
 pytest.importorskip("diffusers", reason=NEEDS_FULL)
 
-from musetalk.engines.base import FaceFrame  # noqa: E402
+from musetalk.engines.base import FaceFrame, hear_all  # noqa: E402
 from musetalk.engines.choice import create_engine  # noqa: E402
 from musetalk.engines.musetalk.engine import MuseTalkEngine  # noqa: E402
 
@@ -76,7 +76,7 @@ def test_latents_and_prompts_are_the_cpus(tiny_models: Path) -> None:
     tone = np.sin(np.arange(16_000) / 20).astype(np.float32)
     card, cpu = (engine_on(device, tiny_models, fp16=False) for device in ("cuda:0", "cpu"))
     np.testing.assert_allclose(next(card.encode([face])), next(cpu.encode([face])), atol=2e-3)
-    found, expected = (next(engine.audio_prompts([tone], Fraction(25))) for engine in (card, cpu))
+    found, expected = (next(hear_all(engine.listen(Fraction(25)), [tone])) for engine in (card, cpu))
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 

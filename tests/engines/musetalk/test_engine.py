@@ -224,7 +224,7 @@ def test_memory_that_is_missing_anywhere_is_a_device_error(
 ) -> None:
     engine = make_engine(tiny_models)
     template = template_of([np.zeros((1, 8, 32, 32), np.float32)])
-    prompts = engine.audio_prompts([np.zeros(16_000, np.float32)], FPS_25)
+    prompts = hear_all(engine.listen(FPS_25), [np.zeros(16_000, np.float32)])
     latents = engine.encode([whole(np.zeros((256, 256, 3), np.uint8))])
     stages: dict[str, Callable[[], object]] = {
         "opening": lambda: engine.open(template),
