@@ -134,6 +134,6 @@ def mouth_width(meshes: np.ndarray) -> np.ndarray:
 
 
 def smoothstep(x: np.ndarray) -> np.ndarray:
-    """0 up to 0, 1 from 1 on, and level at both."""
+    """(...) 0 where `x` (...) is at most 0, 1 from 1 on, and level at both."""
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)

@@ -42,11 +42,20 @@ IDLE_FRAMES = 75  # 3 s at 25 frames/s, 6 s forward and back
 SWAY = 0.022  # eye distances that the head shifts to a side
 TILT = 0.016  # radians about the neck
 TURN = 0.030  # eye distances that the nose's tip shifts against the head's edge, as in a turn of 3°
+NOD = 0.6  # of the turn, up and down
 BREATH = 0.008  # eye distances up and down
 BROW_RAISE = 0.030  # eye distances
 LATTICE_NODES = 96  # a side: brows need finer steps than a mouth's region
 BLINK_FRAMES = 7  # from open to open
+BLINK_TIMES = 0.36, 0.48  # of the clip, between which the blink falls
+BLINK_HOLD = 1.15  # times shut at its middle; what is over 1 stays shut
 NECK = 0.65  # eye distances from the chin down to the pivot of the tilt
+WAVE_WEIGHTS = 0.5, 1.0  # of the cosines that make a motion, before they sum to 1
+REGION = 2.6, 2.5  # half the moving region's width and height, of the longer half of the face
+HEAD_WIDTH, HEAD_ABOVE, HEAD_BELOW = 1.2, 1.45, 1.0  # of half the face that moves as the head does
+HEAD_FADE = 0.85  # of it over which the background follows less and less
+HEAD_DEPTH = 1.3  # of half the face, squared, where a turn doesn't shift any more
+BROW_REACH = 0.24, 0.11  # eye distances beside and above a brow's middle that follow it
 BORDER_FADE = 0.5  # eye distances from the picture's border where nothing moves
 EYES = (
     (RIGHT_UPPER_LID, RIGHT_LOWER_LID, RIGHT_BROW_BOTTOM),
@@ -55,6 +64,11 @@ EYES = (
 UPPER_LID_SHARE = 0.88  # of the eye's opening that the upper lid closes
 LID_OVERLAP = 0.016  # eye distances that a shut lid goes beyond the mesh's lower lid, often too high
 UNDER_EYE = 0.07  # eye distances below the eye whose skin also tells the lid's colour
+LID_REACH = 0.12  # eye distances below the lower lid over which skin follows it
+EYE_MARGIN = 0.30  # eye distances round an eye within which lids are drawn
+CREASE = 1.4  # of the lash zone above the open lid's edge where the lid begins
+MEET = 0.018  # eye distances from the eye's corners over which lids begin to part
+LINEAR = 0.6  # of the way that skin follows in proportion, the rest smoothly
 LASH_SHADE = 0.4  # of the lid's colour, what lashes along a shut lid are
 LASHES = 0.009  # eye distances that the lashes of a shut lid are thick
 LASH_ZONE = 0.04  # eye distances above an open lid's edge whose lashes a lowered lid hides
@@ -89,16 +103,16 @@ def idle_poses(seed: int, count: int = IDLE_FRAMES) -> list[IdlePose]:
     phase = np.linspace(0, 1, count)
 
     def wave(*half_periods: int) -> np.ndarray:
-        weights = random.uniform(0.5, 1.0, len(half_periods)) * random.choice([-1, 1], len(half_periods))
+        weights = random.uniform(*WAVE_WEIGHTS, len(half_periods)) * random.choice([-1, 1], len(half_periods))
         curves = [np.cos(np.pi * n * phase) for n in half_periods]
         return np.tensordot(weights / np.abs(weights).sum(), np.array(curves), axes=1)
 
     sway, tilt, turn, nod = wave(1, 2), wave(1, 2), wave(1, 3), wave(2, 3)
     breath, brows = wave(2), np.maximum(wave(1, 2, 3), 0)
-    shut = int(count * random.uniform(0.36, 0.48))
+    shut = int(count * random.uniform(*BLINK_TIMES))
     from_shut = np.abs(np.arange(count) - shut) / (BLINK_FRAMES / 2)
-    lids = np.clip(1.15 * (1 - from_shut**2), 0, 1)
-    columns = (SWAY * sway, BREATH * breath, TURN * turn, 0.6 * TURN * nod, TILT * tilt, brows, lids)
+    lids = np.clip(BLINK_HOLD * (1 - from_shut**2), 0, 1)
+    columns = (SWAY * sway, BREATH * breath, TURN * turn, NOD * TURN * nod, TILT * tilt, brows, lids)
     return [IdlePose(*(float(value) for value in row)) for row in zip(*columns, strict=True)]
 
 
@@ -147,7 +161,7 @@ def _half_axes(mesh: np.ndarray, head: HeadFrame) -> np.ndarray:
 
 
 def _moving_region(head: HeadFrame, mesh: np.ndarray, height: int, width: int) -> Box:
-    reach = np.array([2.6, 2.5]) * _half_axes(mesh, head).max() * head.eye_distance
+    reach = np.array(REGION) * _half_axes(mesh, head).max() * head.eye_distance
     low = np.clip(np.floor(_centre(mesh) - reach), 0, [width - 2, height - 2]).astype(int)
     high = np.clip(np.ceil(_centre(mesh) + reach), low + 2, [width, height]).astype(int)
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
@@ -158,9 +172,9 @@ def _looseness(head: HeadFrame, mesh: np.ndarray, points: np.ndarray, height: in
     half = _half_axes(mesh, head)
     offset = head.to_head(points) - head.to_head(_centre(mesh))
     crown = offset[..., 1] < 0
-    stretch = np.where(crown, 1.45, 1.0)
-    distance = np.hypot(offset[..., 0] / (1.2 * half[0]), offset[..., 1] / (stretch * half[1]))
-    head_part = 1 - smoothstep((distance - 1) / 0.85)
+    stretch = np.where(crown, HEAD_ABOVE, HEAD_BELOW)
+    distance = np.hypot(offset[..., 0] / (HEAD_WIDTH * half[0]), offset[..., 1] / (stretch * half[1]))
+    head_part = 1 - smoothstep((distance - 1) / HEAD_FADE)
     x, y = points[..., 0], points[..., 1]
     border = np.minimum(np.minimum(x, width - 1 - x), np.minimum(y, height - 1 - y))
     return head_part * smoothstep(border / (BORDER_FADE * head.eye_distance))
@@ -181,7 +195,7 @@ def _sway(
     tilted = (nodes - pivot) @ (turn - np.eye(2)).T
     half = _half_axes(mesh, head)
     offset = (head.to_head(nodes) - head.to_head(_centre(mesh))) / half
-    depth = np.sqrt(np.maximum(1 - (offset**2).sum(axis=-1) / 1.3, 0))[..., None]
+    depth = np.sqrt(np.maximum(1 - (offset**2).sum(axis=-1) / HEAD_DEPTH, 0))[..., None]
     shift = np.array([pose.sway, pose.breath]) + depth * np.array([pose.turn, pose.nod])
     lift = BROW_RAISE * pose.brows * brows[..., None] * head.axes[:, 1]
     return ((tilted + shift @ unit.T) * loose[..., None] - lift).astype(np.float32)
@@ -214,7 +228,7 @@ def _brow_weight(head: HeadFrame, mesh: np.ndarray, points: np.ndarray) -> np.nd
     weight = np.zeros(here.shape[:-1])
     for brow in (RIGHT_BROW_TOP, LEFT_BROW_TOP):
         middle = head.to_head(mesh[list(brow), :2]).mean(axis=0)
-        weight = np.maximum(weight, np.exp(-(((here - middle) / np.array([0.24, 0.11])) ** 2).sum(axis=-1)))
+        weight = np.maximum(weight, np.exp(-(((here - middle) / np.array(BROW_REACH)) ** 2).sum(axis=-1)))
     return weight
 
 
@@ -245,7 +259,7 @@ def _close_eye(
     """
     if shut <= 0:
         return
-    rect = _around(np.concatenate([upper, lower]), 0.30 * head.eye_distance, picture)
+    rect = _around(np.concatenate([upper, lower]), EYE_MARGIN * head.eye_distance, picture)
     x1, y1, x2, y2 = rect
     grid = warp.pixel_grid(rect)
     right, down = np.moveaxis(head.to_head(grid.astype(np.float64)), -1, 0)
@@ -286,7 +300,7 @@ def _raise_lid(
     below: np.ndarray,
 ) -> None:
     """Moves the lower lid up by `below` in `eye` (h, w, 3) float32, the pixels of `grid`; `depth` into it."""
-    shift = -below * _follow(depth / 0.12)
+    shift = -below * _follow(depth / LID_REACH)
     skin = warp.sample(picture, grid - (shift[..., None] * head.axes[:, 1]).astype(np.float32))
     covered = np.clip(depth * head.eye_distance + 0.5, 0, 1) * (np.abs(shift) > 0)
     eye += (skin - eye) * covered[..., None].astype(np.float32)
@@ -321,7 +335,7 @@ def _paint_lid(
     lowered = np.clip((down - lid.top) / np.maximum(lid.edge - lid.top, 1e-3), 0, 1)
     skin = colour * (1 - LID_SHADE * lowered**2)[..., None]
     covered = lid.share * np.clip((lid.edge - down) * eye_distance + 0.5, 0, 1)
-    covered *= smoothstep((down - lid.top) / LASH_ZONE + 1.4)
+    covered *= smoothstep((down - lid.top) / LASH_ZONE + CREASE)
     eye += (skin - eye) * covered[..., None].astype(np.float32)
     lashes = lid.share * np.exp(-(((lid.edge - down) / LASHES) ** 2))
     eye += (np.minimum(eye, dark) - eye) * lashes[..., None].astype(np.float32)
@@ -343,7 +357,7 @@ def _lid_edge(points: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _lid_shares(inside: np.ndarray, gap: np.ndarray, shut: float) -> tuple[np.ndarray, np.ndarray]:
     """How far the upper lid comes down and the lower lid up, nothing beyond the eye's corners."""
-    gap = gap * smoothstep(inside / 0.018)
+    gap = gap * smoothstep(inside / MEET)
     overlap = LID_OVERLAP * smoothstep(gap / (2 * LID_OVERLAP)) * max(2 * shut - 1, 0)
     return UPPER_LID_SHARE * gap + overlap, (1 - UPPER_LID_SHARE) * gap
 
@@ -351,7 +365,7 @@ def _lid_shares(inside: np.ndarray, gap: np.ndarray, shut: float) -> tuple[np.nd
 def _follow(away: np.ndarray) -> np.ndarray:
     """How much skin follows a lid's edge: all at 0, none from 1 on, nearly evenly between."""
     away = np.clip(away, 0, 1)
-    return 0.6 * (1 - away) + 0.4 * (1 - smoothstep(away))
+    return LINEAR * (1 - away) + (1 - LINEAR) * (1 - smoothstep(away))
 
 
 def _moved_face(

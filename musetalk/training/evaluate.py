@@ -177,7 +177,7 @@ def silent_frames(path: Path, fps: float, n_frames: int) -> np.ndarray:
 
 
 def resampled_track(track: np.ndarray, fps: float, wanted_fps: float, n_frames: int) -> np.ndarray:
-    """A track at another frame rate, linear between frame middles, NaN beyond its end."""
+    """A track (n,) at another frame rate, (n_frames,), linear between frame middles, NaN beyond its end."""
     times = (np.arange(n_frames) + 0.5) / wanted_fps
     return np.interp(times, (np.arange(len(track)) + 0.5) / fps, track, right=np.nan)
 

@@ -66,6 +66,7 @@ class Member(nn.Module):
         self.output = nn.Conv1d(HIDDEN, N_PARAMETERS + 1, KERNEL, padding=KERNEL // 2)
 
     def forward(self, states: torch.Tensor, loudness: torch.Tensor) -> torch.Tensor:
+        """Rig parameters (B, T, 10) of hidden states (B, T, 5, 384) and loudness (B, T)."""
         mixed = torch.einsum("btld,l->btd", states, self.mix.softmax(0))
         x = self.input(torch.cat([self.dropout(mixed), loudness[..., None]], -1)).transpose(1, 2)
         for convolution in self.inner:
@@ -91,7 +92,8 @@ def chin(parameters: torch.Tensor) -> torch.Tensor:
 
 
 def decided(parameters: torch.Tensor) -> torch.Tensor:
-    """Members' mean parameters with events brought from chances to deeds: lips half closed are a mistake."""
+    """Members' mean parameters (..., 10) with events brought from chances to deeds: lips half closed are a
+    mistake."""
     values = parameters.clone()
     gain, loss = torch.tensor(EVENT_GAIN), torch.tensor(EVENT_LOSS)
     values[..., EVENTS] = (gain * values[..., EVENTS] - loss).clamp(0, 1)

@@ -41,7 +41,7 @@ class RealScores(NamedTuple):
 
 
 def event_spans(curve: np.ndarray, least: float) -> list[tuple[float, float]]:
-    """Start and end, in seconds, of the stretches in which a 50 Hz curve reaches `least`."""
+    """Start and end, in seconds, of the stretches in which a 50 Hz curve (T,) reaches `least`."""
     inside = np.concatenate([[0], (curve >= least).astype(int), [0]])
     edges = np.diff(inside)
     begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1

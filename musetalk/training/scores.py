@@ -45,7 +45,7 @@ def agreement(measured: np.ndarray, truth: np.ndarray, rate: float) -> Agreement
 
 
 def opening_range(opening: np.ndarray) -> float:
-    """The opening's usual range: its 95th percentile less its 2nd."""
+    """The usual range of an opening (n,): its 95th percentile less its 2nd."""
     low, high = np.nanpercentile(opening, [2, 95])
     return float(high - low)
 
@@ -57,7 +57,7 @@ def closure_rate(opening: np.ndarray, rate: float, spans: Sequence[tuple[float, 
 
 
 def event_rate(curve: np.ndarray, rate: float, spans: Sequence[tuple[float, float]], least: float) -> float:
-    """Share of `spans` in which, ± `TOLERANCE`, `curve` reaches `least`; NaN for none."""
+    """Share of `spans` (s) in which, ± `TOLERANCE`, `curve` (n,) reaches `least`; NaN for none."""
     hits = []
     for start, end in spans:
         begin = max(0, int(np.floor((start - TOLERANCE) * rate)))
@@ -68,7 +68,7 @@ def event_rate(curve: np.ndarray, rate: float, spans: Sequence[tuple[float, floa
 
 
 def f_score(curve: np.ndarray, rate: float, spans: Sequence[tuple[float, float]], least: float) -> float:
-    """F1 of the stretches in which `curve` reaches `least` as detections of `spans`, ± `TOLERANCE`."""
+    """F1 of the stretches in which `curve` (n,) reaches `least` as detections of `spans`, ± `TOLERANCE`."""
     recall = event_rate(curve, rate, spans, least)
     above = np.concatenate([[0], (np.nan_to_num(curve, nan=-np.inf) >= least).astype(int), [0]])
     begins, ends = np.flatnonzero(np.diff(above) == 1), np.flatnonzero(np.diff(above) == -1)

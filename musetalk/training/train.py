@@ -196,7 +196,7 @@ def train_member(
     """A trained member; `path` holds its last checkpoint and is gone on from where it exists."""
     import torch
 
-    from musetalk.training.mouth_model import Member, real_loss, synthetic_loss
+    from musetalk.training.mouth_model import Member
 
     torch.manual_seed(seed)
     member = Member()
@@ -205,19 +205,10 @@ def train_member(
     rng = np.random.default_rng(seed)
     spoken, filmed = Batches(synthetic, rng), Batches(real, rng)
     spread = parameter_spread(synthetic)
-    n_real = round(BATCH * plan.real_share)
     parts = {"member": member, "optimizer": optimizer, "schedule": schedule}
     first = _resume(path, parts, rng)
     for step in range(first, steps):
-        losses = []
-        if n_real < BATCH:
-            states, loudness, truth, weight = spoken.draw(BATCH - n_real)
-            loss = synthetic_loss(member(states, loudness), truth, weight, spread)
-            losses.append((1 - plan.real_share) * loss)
-        if n_real:
-            states, loudness, truth, weight = filmed.draw(n_real)
-            losses.append(plan.real_share * real_loss(member(states, loudness), truth, weight))
-        loss = torch.stack(losses).sum()
+        loss = _batch_loss(member, plan.real_share, spoken, filmed, spread)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -226,6 +217,26 @@ def train_member(
             _checkpoint(path, parts, rng, step + 1)
             logger.info("%s: step %d of %d, loss %.3f", plan.name, step + 1, steps, loss.item())
     return member.eval()
+
+
+def _batch_loss(
+    member: Member, real_share: float, spoken: Batches, filmed: Batches, spread: torch.Tensor
+) -> torch.Tensor:
+    """The loss of one drawn batch, of which `real_share` is real speech."""
+    import torch
+
+    from musetalk.training.mouth_model import real_loss, synthetic_loss
+
+    n_real = round(BATCH * real_share)
+    losses = []
+    if n_real < BATCH:
+        states, loudness, truth, weight = spoken.draw(BATCH - n_real)
+        loss = synthetic_loss(member(states, loudness), truth, weight, spread)
+        losses.append((1 - real_share) * loss)
+    if n_real:
+        states, loudness, truth, weight = filmed.draw(n_real)
+        losses.append(real_share * real_loss(member(states, loudness), truth, weight))
+    return torch.stack(losses).sum()
 
 
 def _checkpoint(path: Path, parts: dict, rng: np.random.Generator, step: int) -> None:

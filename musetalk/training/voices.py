@@ -52,7 +52,9 @@ class Voice(Protocol):
     name: str
     language: Language
 
-    def speak(self, text: str, pace: float, pitch: float) -> Utterance: ...
+    def speak(self, text: str, pace: float, pitch: float) -> Utterance:
+        """What the speaker says, with the times of its phones."""
+        ...
 
 
 def _resampled(waveform: np.ndarray, rate: int) -> np.ndarray:

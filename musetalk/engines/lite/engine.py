@@ -48,6 +48,8 @@ FULL_MASK = 200  # of 255; above it at most a fifth of the template shows throug
 PRESSED = 0.018  # eye distances of overlap that draw the line between lips in full
 LINE_WIDTH = 0.007  # eye distances
 LINE_STRENGTH = 0.65
+MOUTH_BESIDE, MOUTH_ABOVE, MOUTH_BELOW = 0.12, 0.16, 0.46  # eye distances that an open mouth may reach beyond
+OPENING_MARGIN = 0.015, 1.5  # eye distances and lattice cells round the moved lips that are composed
 EDGE_REST = 0.018  # eye distances inside the blend mask's edge where nothing moves
 EDGE_SLOPE = 0.85  # of the way to the blend mask's edge that pixels may move; more would smear
 
@@ -264,7 +266,7 @@ def prepare_face(measured: MeasuredFace, mask_in_box: np.ndarray, look: interior
     """What `render` needs of a frame: fields, layers and where the blend mask lets pixels move.
 
     Args:
-        mask_in_box: uint8, the blend mask over the face's box, at any size.
+        mask_in_box: (h, w) uint8, the blend mask over the face's box, at any size.
         look: the look of the mouth's inside, one for the whole template.
     """
     picture, head, lips, mouth = measured.picture, measured.frame, measured.lips, measured.mouth
@@ -302,8 +304,8 @@ def _working_picture(frame: np.ndarray, bbox: Box, mesh: np.ndarray) -> tuple[np
 def _mouth_rect(head: HeadFrame, lips: rig.Lips, rect: Box) -> Box:
     """The pixels of `rect` that the open mouth may ever cover."""
     seam = float(np.interp(0, lips.grid, lips.upper))
-    right = np.array([lips.left - 0.12, lips.right + 0.12])
-    down = np.array([seam - 0.16, seam + 0.46])
+    right = np.array([lips.left - MOUTH_BESIDE, lips.right + MOUTH_BESIDE])
+    down = np.array([seam - MOUTH_ABOVE, seam + MOUTH_BELOW])
     corners = head.to_pixels(np.stack(np.meshgrid(right, down), axis=-1).reshape(-1, 2))
     return _whole_rect(corners.min(axis=0), corners.max(axis=0) + 1, rect)
 
@@ -425,7 +427,8 @@ def _opening_rect(face: PreparedFace, sheets: np.ndarray) -> Box:
     moved = face.contour + np.concatenate(
         [warp.sample(sheet, nodes[i : i + 1], sharp=False) for i, sheet in enumerate(sheets)]
     )
-    margin = 0.015 * face.measured.frame.eye_distance + 1.5 * float(face.lattice.cell.max())
+    of_eyes, of_cell = OPENING_MARGIN
+    margin = of_eyes * face.measured.frame.eye_distance + of_cell * float(face.lattice.cell.max())
     mouth, lattice = np.array(face.measured.mouth), np.array(face.lattice.rect)
     x1, y1 = np.maximum(mouth[:2], lattice[:2]).tolist()
     x2, y2 = np.minimum(mouth[2:], lattice[2:]).tolist()

@@ -30,20 +30,66 @@ from musetalk.faces.head import (
 if TYPE_CHECKING:
     from musetalk.geometry import Box
 
+SAMPLE_RADIUS = 0.02  # eye distances, half the side of the patches that colours are taken from
+EYE_SHARE = 0.22  # of an eye's width from its corners to the middle of its white
+EYE_WHITE = 80  # percentile of a patch's luma beside the iris that its white is
+SKIN_SHARE, WHITE_SHARE = 0.45, 0.55  # of the light on the teeth that the skin and the eyes' white tell
+LIGHT = 50, 215  # luma of the light on the teeth, the least and the most
+TOOTH_TINT = np.array([0.92, 0.98, 1.0], np.float32)  # BGR, of the light
+OWN_TINT, SKIN_TINT = 0.66, 0.34  # shares of the teeth's own and of the skin's colour in theirs
+TONGUE_RED, TONGUE_TINT = 0.42, 0.52  # shares of the lips' and of its own colour
+TONGUE_COLOUR = np.array([0.50, 0.46, 0.80], np.float32)  # BGR, of the light
+CAVITY_COLOUR = np.array([0.085, 0.075, 0.16], np.float32)  # BGR, of the light
+FLAT_CAVITY, FLAT_TOOTH = 0.8, 0.15  # shares by which drawings have both lighter
+LIGHTEST_TOOTH = 235  # of 255
+FULL_COLOUR = 0.2  # saturation from which a picture counts as coloured
+DARK_LINE = 0.72  # of the lips' colour, the lightest that the line between them is
+GRAIN = 2.2, 1.4  # mean second difference of luma below which a picture is flat, and by how much altogether
 UPPER_TEETH = (0.0, 0.086, 0.152, 0.208, 0.25, 0.285)  # borders from the middle, foreshortened by the arch
 LOWER_TEETH = (0.0, 0.056, 0.112, 0.166, 0.212, 0.25)
 UPPER_EDGE = 0.021  # below the closed lips' line
 LOWER_EDGE = 0.018
 TOOTH_SHADES = np.array((1.0, 0.95, 0.87, 0.88, 0.82), np.float32)  # canines are darker than their neighbours
+TEETH_ARCH = 0.4  # eye distances that a row's edge rises, by the square of the way from the middle
+TOOTH_ROUNDING = 0.010  # eye distances that a tooth's edge rises at its sides
+TOOTH_STEP = 0.004  # eye distances that every second tooth is shorter
+ROW_END = 0.02  # eye distances over which a row ends
+WEDGE = 0.02  # eye distances above the edge over which the gaps between teeth get narrow
+GAP_WIDTH = 0.0035, 0.6  # of the dark between teeth, the least in eye distances and in pixels
+GAP_SHADE = 0.12, 0.14  # of the light that it takes anywhere, and more at the edge
+GAP_SEEN = 0.004, 0.35  # eye distances a pixel, and share, that tell how much of a gap small pictures show
+BEHIND = 0.70  # of the light that the last tooth loses
+BULGE, TOOTH_EDGE = 0.12, 0.10  # shares of the light that a tooth's sides and edge lose
+EDGE_REACH = 0.008  # eye distances above a tooth's edge that are darker
+LOWER_SHADE = 0.86  # of the upper teeth's colour that the lower have
+FRONT = 0.21, 0.08  # eye distances from the middle where the front teeth end, and over which
 BLUR = 1.6  # pixels over which painted edges turn, as a lens would have it
 SHADED_EYE = 0.95  # of the skin's luma; eyes in the brows' or glasses' shadow say nothing of the teeth
+BRIGHT = 0.62, 1.12  # of a painted tooth's and of the lips' luma: what is brighter may be a tooth
+BRIGHT_RANGE = 0.2  # of that luma over which it becomes one
+PALE = 0.42, 0.70, 0.01  # saturation of a tooth: the most, the most of the lips', and what is added to it
+PALE_RANGE = 0.06  # saturation over which it isn't one any more
+OWN_BLUR = 0.7  # pixels
+OWN_EDGE = 97  # percentile of own teeth's heights that is their edge
 OWN_TEETH_AREA = 0.002  # square eye distances that count as teeth shown
 OWN_TEETH_FRAMES = 0.8  # of a video's frames
 WARM_SHADOW = (0.34, 0.22, 0.0)  # BGR; how much more blue and green shadows lose than red
 PUCKER_SHADE = 0.55  # of the light on the teeth that fully rounded lips take
 LIT_GAP = 0.045  # eye distances between the lips that let all light in
 SLIT_LIGHT = 0.3  # of it that enters the narrowest gap
+CAVITY_LIGHT = 0.55, 0.75, 0.05  # of the cavity: deep in, more at the lower lip, and eye distances above it
+LIP_SHADOW, LIP_SHADOW_REACH = 0.4, 0.007  # of the light under the upper lip's edge, and eye distances of it
+DEEP_REACH = 0.10  # eye distances of the upper lip's shadow on what lies deep in the mouth
+TEETH_REACH = 0.045  # eye distances of it on the upper teeth
+SHADOW = 0.6  # of the light that the darkest shadow leaves
+RIM_LIGHT, RIM_SHADE = 0.75, 0.62  # how much of the rim is seen, and of the lips' colour that it has
+RIM_ENDS = 5  # times its width
 RIM = 0.008  # eye distances of lip that are seen from inside above the lower lip
+TONGUE_HEIGHT, TONGUE_HALF = 0.12, 0.20  # eye distances: of its round top, and half its width
+TONGUE_EDGE = 0.022  # eye distances over which it ends, at least
+TONGUE_SHADE, TONGUE_LIGHT = 0.42, 0.58  # of the light at its edge, and what its round top gathers more
+TONGUE_SLOPE = 1.6  # how soon
+GROOVE, GROOVE_WIDTH = 0.12, 0.02  # of the light that its groove loses, and eye distances of half of it
 TONGUE_TOP = 0.048  # below the closed lips' line with the jaw shut
 
 
@@ -126,19 +172,19 @@ def luminance(colour: np.ndarray) -> np.ndarray:
 def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
     """The palette of a face (H, W, 3) uint8 BGR with (478, 2+) landmarks in its pixels."""
     points = landmarks[:, :2]
-    radius = max(1, round(float(eye_distance(points)) * 0.02))
+    radius = max(1, round(float(eye_distance(points)) * SAMPLE_RADIUS))
     skin = np.median(_patch(picture, points[list(CHEEKS)], radius), axis=0)
     lip = np.median(_patch(picture, points[list(LIP_REDS)], radius), axis=0)
     light = float(luminance(skin))
     white = max(_eye_white(picture, points, radius), SHADED_EYE * light)
-    level = float(np.clip(0.45 * light + 0.55 * white, 50, 215))
+    level = float(np.clip(SKIN_SHARE * light + WHITE_SHARE * white, *LIGHT))
     flatness = _flatness(picture, points, radius)
-    tooth = level * np.array([0.92, 0.98, 1.0], np.float32) * (0.66 + 0.34 * skin / max(light, 1))
-    tongue = 0.42 * lip + 0.52 * level * np.array([0.50, 0.46, 0.80], np.float32)
-    cavity = level * np.array([0.085, 0.075, 0.16], np.float32) * (1 + 0.8 * flatness)
-    colour = float(np.clip(np.ptp(np.stack([skin, lip]), axis=1).mean() / max(light, 1) / 0.2, 0, 1))
+    tooth = level * TOOTH_TINT * (OWN_TINT + SKIN_TINT * skin / max(light, 1))
+    tongue = TONGUE_RED * lip + TONGUE_TINT * level * TONGUE_COLOUR
+    cavity = level * CAVITY_COLOUR * (1 + FLAT_CAVITY * flatness)
+    colour = float(np.clip(np.ptp(np.stack([skin, lip]), axis=1).mean() / max(light, 1) / FULL_COLOUR, 0, 1))
     return Palette(
-        tooth=np.minimum(tooth * (1 + 0.15 * flatness), 235),
+        tooth=np.minimum(tooth * (1 + FLAT_TOOTH * flatness), LIGHTEST_TOOTH),
         tongue=_saturated(tongue, colour),
         lip=lip,
         cavity=_saturated(cavity, colour),
@@ -157,10 +203,10 @@ def _eye_white(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
     levels = []
     for outer, inner in ((RIGHT_EYE_OUTER, RIGHT_EYE_INNER), (LEFT_EYE_OUTER, LEFT_EYE_INNER)):
         beside_iris = [
-            0.78 * points[outer] + 0.22 * points[inner],
-            0.22 * points[outer] + 0.78 * points[inner],
+            (1 - EYE_SHARE) * points[outer] + EYE_SHARE * points[inner],
+            EYE_SHARE * points[outer] + (1 - EYE_SHARE) * points[inner],
         ]
-        levels.append(np.percentile(luminance(_patch(picture, np.stack(beside_iris), radius)), 80))
+        levels.append(np.percentile(luminance(_patch(picture, np.stack(beside_iris), radius)), EYE_WHITE))
     return float(max(levels))
 
 
@@ -168,7 +214,7 @@ def _lip_line(picture: np.ndarray, points: np.ndarray, lip: np.ndarray) -> np.nd
     """The colour of the line where lips meet: what is darkest there, not lighter than lips in shadow."""
     seam = _patch(picture, (points[list(INNER_UPPER_LIP[2:9])] + points[list(INNER_LOWER_LIP[2:9])]) / 2, 1)
     dark = np.median(seam[np.argsort(luminance(seam))[: len(seam) // 3]], axis=0)
-    return np.minimum(dark, 0.72 * lip)
+    return np.minimum(dark, DARK_LINE * lip)
 
 
 def _flatness(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
@@ -186,7 +232,7 @@ def _flatness(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
                 - patch[1:-1, 2:]
             )
             grain.append(float(np.abs(second).mean()))
-    return float(np.clip((2.2 - np.median(grain)) / 1.4, 0, 1)) if grain else 0.0
+    return float(np.clip((GRAIN[0] - np.median(grain)) / GRAIN[1], 0, 1)) if grain else 0.0
 
 
 def _soft(distance: np.ndarray, pixel: float) -> np.ndarray:
@@ -202,22 +248,27 @@ def _row(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Alpha and shade of a row of teeth hanging from above; `down` is 0 at the edge, negative above."""
     side = np.abs(right)
-    arch = 0.10 * side**2 * 4
+    arch = TEETH_ARCH * side**2
     limits = np.array(borders, np.float32)
     tooth = np.clip(np.searchsorted(limits, side.ravel(), side="right") - 1, 0, len(limits) - 2)
     tooth = tooth.reshape(side.shape)
     middle = ((limits[1:] + limits[:-1]) / 2)[tooth]
     half = (np.diff(limits) / 2)[tooth]
     across = np.abs(side - middle) / half
-    rounding = (1 - flatness) * (0.010 * across**4 + 0.004 * (tooth % 2))
+    rounding = (1 - flatness) * (TOOTH_ROUNDING * across**4 + TOOTH_STEP * (tooth % 2))
     edge = -(down + arch + rounding)
-    alpha = _soft(edge, BLUR * pixel) * _soft(limits[-1] - side, 0.02)
-    wedge = np.exp(-np.maximum(edge, 0) / 0.02)
-    seam = np.exp(-((((1 - across) * half) / max(0.0035, 0.6 * pixel)) ** 2))
-    gap = (0.12 + 0.14 * wedge) * (1 - flatness) * seam * min(1.0, 0.004 / pixel + 0.35)
-    lateral = 1 - 0.70 * np.clip(side / limits[-1], 0, 1) ** 2.0
-    bulge = 1 - 0.12 * (1 - flatness) * across**2
-    rim = 1 - 0.10 * (1 - flatness) * np.exp(-((edge / 0.008) ** 2))
+    alpha = _soft(edge, BLUR * pixel) * _soft(limits[-1] - side, ROW_END)
+    wedge = np.exp(-np.maximum(edge, 0) / WEDGE)
+    seam = np.exp(-((((1 - across) * half) / max(GAP_WIDTH[0], GAP_WIDTH[1] * pixel)) ** 2))
+    gap = (
+        (GAP_SHADE[0] + GAP_SHADE[1] * wedge)
+        * (1 - flatness)
+        * seam
+        * min(1.0, GAP_SEEN[0] / pixel + GAP_SEEN[1])
+    )
+    lateral = 1 - BEHIND * np.clip(side / limits[-1], 0, 1) ** 2.0
+    bulge = 1 - BULGE * (1 - flatness) * across**2
+    rim = 1 - TOOTH_EDGE * (1 - flatness) * np.exp(-((edge / EDGE_REACH) ** 2))
     tooth_shade = 1 - (1 - flatness) * (1 - TOOTH_SHADES[tooth])
     return alpha, lateral * bulge * rim * tooth_shade * (1 - gap)
 
@@ -236,12 +287,12 @@ def _own_teeth(picture: np.ndarray, distances: np.ndarray, palette: Palette, pix
     inside = np.clip(-distances.max(axis=-1) / pixel - 0.5, 0, 1)
     colours = picture.astype(np.float32)
     bright = luminance(colours)
-    threshold = max(0.62 * float(luminance(palette.tooth)), 1.12 * float(luminance(palette.lip)))
+    threshold = max(BRIGHT[0] * float(luminance(palette.tooth)), BRIGHT[1] * float(luminance(palette.lip)))
     saturation = np.ptp(colours, axis=-1) / np.maximum(colours.max(axis=-1), 1)
     lip_saturation = float(np.ptp(palette.lip) / max(palette.lip.max(), 1))
-    pale = np.clip((min(0.42, 0.70 * lip_saturation + 0.01) - saturation) / 0.06 + 0.5, 0, 1)
-    alpha = inside * pale * np.clip((bright - threshold) / (0.2 * threshold) + 0.5, 0, 1)
-    return cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), 0.7) * np.clip(inside * 2, 0, 1)
+    pale = np.clip((min(PALE[0], PALE[1] * lip_saturation + PALE[2]) - saturation) / PALE_RANGE + 0.5, 0, 1)
+    alpha = inside * pale * np.clip((bright - threshold) / (BRIGHT_RANGE * threshold) + 0.5, 0, 1)
+    return cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), OWN_BLUR) * np.clip(inside * 2, 0, 1)
 
 
 def look_at_mouth(
@@ -265,7 +316,7 @@ def look_at_mouth(
     if own.sum() * pixel * pixel < OWN_TEETH_AREA or not (own > 0.5).any():
         return Look(palette, edge, 0.0)
     colour = np.average(picture[y1:y2, x1:x2].reshape(-1, 3), axis=0, weights=own.ravel())
-    edge = max(edge, float(np.percentile(head[..., 1][own > 0.5], 97)) - lips.seam)
+    edge = max(edge, float(np.percentile(head[..., 1][own > 0.5], OWN_EDGE)) - lips.seam)
     return Look(palette._replace(tooth=colour.astype(np.float32)), edge, 1.0)
 
 
@@ -300,19 +351,19 @@ def paint_layers(
         own = _own_teeth(picture, distances, palette, pixel)
         upper = _over(np.dstack([picture * own[..., None], own]).astype(np.float32), upper)
     alpha, shade = _row(right, LOWER_EDGE - down, LOWER_TEETH, pixel / size, palette.flatness)
-    lower = _layer(palette.tooth * 0.86, shade, alpha)
-    front = np.clip((0.21 - np.abs(right)) / 0.08, 0, 1).astype(np.float32)
+    lower = _layer(palette.tooth * LOWER_SHADE, shade, alpha)
+    front = np.clip((FRONT[0] - np.abs(right)) / FRONT[1], 0, 1).astype(np.float32)
     return Layers(upper, lower, _tongue(right, down, palette, pixel / size), front)
 
 
 def _tongue(right: np.ndarray, down: np.ndarray, palette: Palette, pixel: float) -> np.ndarray:
-    height = (down - TONGUE_TOP) / 0.12
-    side = right / 0.20
+    height = (down - TONGUE_TOP) / TONGUE_HEIGHT
+    side = right / TONGUE_HALF
     distance = 1 - np.sqrt(side**2 + np.minimum(height - 1, 0) ** 2)
-    alpha = _soft(distance * 0.12, max(pixel, 0.022))
-    round_ = smoothstep(distance * 1.6)
-    groove = 1 - 0.12 * (1 - palette.flatness) * np.exp(-((right / 0.02) ** 2))
-    return _layer(palette.tongue, (0.42 + 0.58 * round_) * groove, alpha)
+    alpha = _soft(distance * TONGUE_HEIGHT, max(pixel, TONGUE_EDGE))
+    round_ = smoothstep(distance * TONGUE_SLOPE)
+    groove = 1 - GROOVE * (1 - palette.flatness) * np.exp(-((right / GROOVE_WIDTH) ** 2))
+    return _layer(palette.tongue, (TONGUE_SHADE + TONGUE_LIGHT * round_) * groove, alpha)
 
 
 def _over(front: np.ndarray, back: np.ndarray) -> np.ndarray:
@@ -350,17 +401,20 @@ def paint(
         (h, w, 3) float32 BGR, and (h, w) the alpha of the upper front teeth, which a tucked lip lies behind.
     """
     above_lower = np.maximum(-into_lower, 0)
-    picture = tinted(0.55 + 0.75 * np.exp(above_lower * (-1 / 0.05)), palette.cavity)
-    light = (1 - PUCKER_SHADE * pose.pucker) * (1 - 0.4 * np.exp(np.minimum(into_upper, 0) * (1 / 0.007)))
+    lit, more, reach = CAVITY_LIGHT
+    picture = tinted(lit + more * np.exp(above_lower * (-1 / reach)), palette.cavity)
+    light = (1 - PUCKER_SHADE * pose.pucker) * (
+        1 - LIP_SHADOW * np.exp(np.minimum(into_upper, 0) * (1 / LIP_SHADOW_REACH))
+    )
     light *= np.clip((into_upper + into_lower) * (-1 / LIT_GAP), SLIT_LIGHT, 1)
-    shade = _depth_shade(into_upper, light, 0.10)
+    shade = _depth_shade(into_upper, light, DEEP_REACH)
     picture = _lit_over(_shifted(layers.tongue, window, pose.tongue_shift), shade, picture)
     picture = _lit_over(_shifted(layers.lower_teeth, window, pose.jaw_shift), shade, picture)
     upper = _shifted(layers.upper_teeth, window, pose.upper_shift)
-    picture = _lit_over(upper, _depth_shade(into_upper, light, 0.045), picture)
-    rim = 0.75 * (1 - pose.tuck) * np.exp(-(np.minimum(above_lower * (1 / RIM), 5) ** 2))
+    picture = _lit_over(upper, _depth_shade(into_upper, light, TEETH_REACH), picture)
+    rim = RIM_LIGHT * (1 - pose.tuck) * np.exp(-(np.minimum(above_lower * (1 / RIM), RIM_ENDS) ** 2))
     picture *= three_planes(1 - rim)
-    picture += tinted(rim, 0.62 * palette.lip)
+    picture += tinted(rim, RIM_SHADE * palette.lip)
     return picture, upper[..., 3] * layers.front[window]
 
 
@@ -392,5 +446,5 @@ def _depth_shade(into_upper: np.ndarray, light: np.ndarray, reach: float) -> np.
     import cv2
 
     x = np.clip(into_upper * (-1 / reach), 0, 1)
-    shade = (0.6 + 0.4 * x * (2 - x)) * light
+    shade = (SHADOW + (1 - SHADOW) * x * (2 - x)) * light
     return cv2.merge([shade * (1 - loss + loss * shade) for loss in WARM_SHADOW])

@@ -56,13 +56,22 @@ COEFFICIENTS = (
 )
 LIP_REACH = 0.62  # eye distances, half the span of the lip tables
 LIP_SAMPLES = 249
+LIP_BLUR, LIP_BLUR_RADIUS = 2.2, 6  # samples of a lip table over which its edge is smoothed
 LIP_MARGIN = 0.006, 0.015  # eye distances, the least and the most
+LARGEST_CUT = 0.2  # of an open portrait's gap that is cut away from each lip
 BLEED = 1.5  # pixels over which teeth bleed into the lips' colour, more in video
 UPPER_SHARE = 0.45  # of parted lips' gap that the upper lip closes
 HIDDEN = 0.011  # eye distances of a gap between lips that neither a person nor a face mesh sees
+HALF_MOUTH, UPPER_LIP, LOWER_LIP = 0.05, 0.02, 0.03  # eye distances, the least that a mesh is believed
+TO_NOSE, TO_CHIN = 0.08, 0.25  # eye distances from the mouth, likewise
+MOUTH_SCALES = 0.85, 1.05  # of a usual mouth's opening, the least and the most
 SEEN = 0.08  # eye distances of opening from which little of it is hidden
 TUCKED = 0.05  # eye distances that the lips part at most while the lower lip is at the upper teeth
 PARTED = 0.10  # eye distances; what a mouth is open beyond is the jaw's doing, and mostly its to close
+PRESSED_CHIN = 0.5  # of the chin's descent that pressed lips take away
+TUCKED_CHIN = 0.5  # of it that a tucked lower lip takes away
+TUCK_SHARE = 0.5  # of a tucked mouth's gap that each lip makes
+PURSED_BY = 1.3  # of the pucker that makes the lips part in the middle only
 CORNER_SHARE = 0.28  # of the jaw's opening that the mouth's corners follow
 UPPER_LIFT = 0.13  # of the jaw's opening that the upper lip rises
 SPREAD = {
@@ -73,10 +82,39 @@ SPREAD = {
     "smile": 0.010,
 }
 """Eye distances that each corner goes out with other movements, so that a face mesh sees it stay."""
+UPPER_ARCH, LOWER_ARCH = 2.4, 2.8  # exponents of how parting falls from the mouth's middle to its corners
+HOLE_ARCH = 0.75  # the same exponent of rounded lips' narrower parting
+BESIDE_REACH = 0.24  # eye distances beyond the corners over which movements fade
+OVERLAP_SLOPE, OVERLAP = 2, 0.05  # how fast, and how far in eye distances, sheets overlap beyond the corners
+CORNER_FADE = 0.05  # eye distances inside the corners over which what is between the lips fades in
+# Eye distances into a sheet over which its movements fade.
+WIDTH_REACH = 0.22  # of the corners' way sideways
+SPREAD_REACH = 0.32  # of what other movements add to it
+CHEEK_REACH = 0.36  # of the upper sheet's beside the corners
+SMILE_REACH = 0.3  # of the lower sheet's when it smiles
+CHIN_REACH, NECK_REACH = 0.55, 0.3  # of the chin's, to its sides and down the neck
+PROTRUSION_REACH = 0.2  # of the lips' way forward, up and down
+UPPER_LIP_REACH = 0.6  # the same of the upper lip's, of its height below the nose
+LOWER_LIP_REACH = 0.45  # the same of the lower lip's, of its height above the chin
+SKIN_BEGINS = 0.8  # of the lower lip's thickness: from there down the chin moves, not the lip
+SKIN_REACH = 0.6  # of the lower lip's height above the chin until it is the chin alone
+# The same of the red of a lip, of its thickness.
+WIDE_RED, PRESSED_RED, TUCKED_RED = 1.6, 1.1, 0.9
+PUCKERED_RED = 1.7, 1.6  # the upper and the lower lip
+UPPER_PRESS_REACH = 0.01  # eye distances that an upper lip's press goes beyond it
+THINNED = 0.12  # of a lip's depth that spread corners take from it
+THICKENED = 0.28, 0.26  # of the upper and the lower lip's depth that a full pucker adds
+PRESS = 0.010, 0.011  # eye distances that pressed lips roll in, the upper and the lower
+TUCK = 0.006, 0.012  # eye distances that lips follow a tuck, the upper and the lower
+PURSE = 0.35, 0.65  # of parted lips' gap that the upper and the lower lip move when rounded
+SMILE = 0.05  # eye distances that the corners rise
+PUCKER_STRETCH = 1.5  # exponent by which wider mouths narrow more
 LARGEST_CURL = 0.12  # eye distances that a smile's corners are above its middle
 ROUND_HOLE = 0.78  # of a usual mouth's half width where fully rounded lips still part
 FLATTENED = 0.9  # of a smile's curl that a full pucker takes away
 PROTRUSION = 0.05  # eye distances that a full pucker brings the lips forward
+HABIT = 20  # percentile of a clip's openings that is its speaker's habit
+NEAR_BY = 2  # frames to either side of one
 NEARLY_STILL = 0.03  # eye distances of opening within which a clip's mouth is still and the mesh in doubt
 LARGEST_SWING = 0.04  # eye distances
 JAW_OF_OPENING = 0.8  # chin descent per opening of a speaking mouth
@@ -124,8 +162,8 @@ class Lips(NamedTuple):
 def _lip_table(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
     order = np.argsort(points[:, 0], kind="stable")
     table = np.interp(grid, points[order, 0], points[order, 1])
-    kernel = np.exp(-0.5 * (np.arange(-6, 7) / 2.2) ** 2)
-    padded = np.pad(table, 6, mode="edge")
+    kernel = np.exp(-0.5 * (np.arange(-LIP_BLUR_RADIUS, LIP_BLUR_RADIUS + 1) / LIP_BLUR) ** 2)
+    padded = np.pad(table, LIP_BLUR_RADIUS, mode="edge")
     return np.convolve(padded, kernel / kernel.sum(), mode="valid")
 
 
@@ -164,16 +202,16 @@ def measure_lips(frame: HeadFrame, landmarks: np.ndarray, motion: OwnMotion = ST
         grid=grid,
         upper=np.minimum(upper, middle) - widening,
         lower=np.maximum(lower, middle) + widening,
-        left=float(min(left[0], -0.05)),
-        right=float(max(right[0], 0.05)),
-        upper_thickness=float(max(head[INNER_TOP, 1] - head[OUTER_TOP, 1], 0.02)),
-        lower_thickness=float(max(head[OUTER_BOTTOM, 1] - head[INNER_BOTTOM, 1], 0.03)),
-        nose=float(min(head[NOSE_BASE, 1], -0.08)),
-        chin=float(max(head[CHIN, 1], 0.25)),
+        left=float(min(left[0], -HALF_MOUTH)),
+        right=float(max(right[0], HALF_MOUTH)),
+        upper_thickness=float(max(head[INNER_TOP, 1] - head[OUTER_TOP, 1], UPPER_LIP)),
+        lower_thickness=float(max(head[OUTER_BOTTOM, 1] - head[INNER_BOTTOM, 1], LOWER_LIP)),
+        nose=float(min(head[NOSE_BASE, 1], -TO_NOSE)),
+        chin=float(max(head[CHIN, 1], TO_CHIN)),
         width=width,
         share=UPPER_SHARE * parted / gap + UPPER_LIFT * (1 - parted / gap),
         curl=float(np.clip(curl, 0, LARGEST_CURL)),
-        scale=float(np.clip(np.sqrt(width / USUAL_MOUTH), 0.85, 1.05)),
+        scale=float(np.clip(np.sqrt(width / USUAL_MOUTH), *MOUTH_SCALES)),
         margin=float(np.clip(BLEED / frame.eye_distance, *LIP_MARGIN)),
     )
 
@@ -198,11 +236,13 @@ def coefficients(parameters: np.ndarray) -> np.ndarray:
     combined = {
         "close": np.ones(len(parameters), np.float32),
         "jaw_lips": value["jaw_open"] * parted,
-        "jaw_chin": value["jaw_open"] * (0.5 + 0.5 * apart) * (1 - 0.5 * tuck),
+        "jaw_chin": value["jaw_open"] * (1 - PRESSED_CHIN + PRESSED_CHIN * apart) * (1 - TUCKED_CHIN * tuck),
         "lip_open": value["lip_open"] * parted,
-        "upper_lip_raise": value["upper_lip_raise"] * parted + 0.5 * tucked / OPENING_GAIN["upper_lip_raise"],
-        "lower_lip_drop": value["lower_lip_drop"] * parted + 0.5 * tucked / OPENING_GAIN["lower_lip_drop"],
-        "purse": gap * (1 - tuck) * np.minimum(1.3 * value["pucker"], 1),
+        "upper_lip_raise": value["upper_lip_raise"] * parted
+        + TUCK_SHARE * tucked / OPENING_GAIN["upper_lip_raise"],
+        "lower_lip_drop": value["lower_lip_drop"] * parted
+        + TUCK_SHARE * tucked / OPENING_GAIN["lower_lip_drop"],
+        "purse": gap * (1 - tuck) * np.minimum(PURSED_BY * value["pucker"], 1),
     }
     value |= combined
     return np.stack([value[name] for name in COEFFICIENTS], axis=1)
@@ -217,7 +257,7 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
     gap as wide as the widest within two frames, or in the whole of a still clip, hides what they miss.
     """
     width, gap = mouth_width(meshes), mouth_opening(meshes)
-    habit = float(np.percentile(gap, 20))
+    habit = float(np.percentile(gap, HABIT))
     rest = np.zeros((len(meshes), len(COEFFICIENTS)), np.float32)
     rest[:, COEFFICIENTS.index("lip_width")] = np.clip((np.median(width) - width) / WIDTH_GAIN, -1, 1)
     jaw = JAW_OF_OPENING * np.maximum(gap - habit, 0) / (CHIN_SHARE * CHIN_GAIN)
@@ -228,7 +268,9 @@ def own_motions(meshes: np.ndarray) -> list[OwnMotion]:
 
 def _widest_near_by(gaps: np.ndarray) -> np.ndarray:
     """The widest of the gaps (N,) within two frames of each; the 95th percentile at least if still."""
-    widest = np.lib.stride_tricks.sliding_window_view(np.pad(gaps, 2, mode="edge"), 5).max(axis=1)
+    widest = np.lib.stride_tricks.sliding_window_view(
+        np.pad(gaps, NEAR_BY, mode="edge"), 2 * NEAR_BY + 1
+    ).max(axis=1)
     low, high = np.percentile(gaps, [5, 95])
     return np.maximum(widest, high) if high - low < NEARLY_STILL else widest
 
@@ -254,10 +296,10 @@ def _place(lips: Lips, points: np.ndarray, upper: bool) -> _Place:
     top = np.interp(right, lips.grid, lips.upper)
     bottom = np.interp(right, lips.grid, lips.lower)
     depth = top - down if upper else down - bottom
-    arch = 1 - np.abs(along) ** (2.4 if upper else 2.8)
+    arch = 1 - np.abs(along) ** (UPPER_ARCH if upper else LOWER_ARCH)
     reach = ROUND_HOLE / max(1.0, lips.width / USUAL_MOUTH)
-    hole = np.maximum(1 - (along / reach) ** 2, 0) ** 0.75
-    beside = np.exp(-((beyond / 0.24) ** 2))
+    hole = np.maximum(1 - (along / reach) ** 2, 0) ** HOLE_ARCH
+    beside = np.exp(-((beyond / BESIDE_REACH) ** 2))
     return _Place(along, arch, hole, beside, np.maximum(depth, 0), bottom - top)
 
 
@@ -268,24 +310,24 @@ def _fade(depth: np.ndarray, reach: float) -> np.ndarray:
 def _sideways(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     """Movements to the head's right, the same on both sheets."""
     corner = place.along * place.beside
-    near, wide = _fade(place.depth, 0.22), _fade(place.depth, 0.32)
+    near, wide = _fade(place.depth, WIDTH_REACH), _fade(place.depth, SPREAD_REACH)
     stretched = max(1.0, lips.width / USUAL_MOUTH)
     spread = {name: reach * corner * wide for name, reach in SPREAD.items()}
     return spread | {
         "lip_width": WIDTH_GAIN / 2 * corner * near,
-        "pucker": -PUCKER_WIDTH_LOSS / 2 * stretched**1.5 * corner * near,
+        "pucker": -PUCKER_WIDTH_LOSS / 2 * stretched**PUCKER_STRETCH * corner * near,
     }
 
 
 def _flattened(lips: Lips, place: _Place) -> np.ndarray:
     """How far down rounded lips bring the raised corners of a smile."""
-    return FLATTENED * lips.curl * place.along**2 * place.beside * _fade(place.depth, 0.36)
+    return FLATTENED * lips.curl * place.along**2 * place.beside * _fade(place.depth, CHEEK_REACH)
 
 
 def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
     arch, depth = place.arch, place.depth
     philtrum = float(np.interp(0, lips.grid, lips.upper)) - lips.nose
-    lip, cheek = _fade(depth, 0.6 * philtrum), _fade(depth, 0.36)
+    lip, cheek = _fade(depth, UPPER_LIP_REACH * philtrum), _fade(depth, CHEEK_REACH)
     corner = (1 - arch) * place.beside
     thickness = lips.upper_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
@@ -294,36 +336,40 @@ def _upper_down(lips: Lips, place: _Place) -> dict[str, np.ndarray]:
         "jaw_lips": jaw * (CORNER_SHARE * corner * cheek - UPPER_LIFT * arch * lip),
         "lip_open": -0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "upper_lip_raise": -OPENING_GAIN["upper_lip_raise"] * lips.scale * arch * lip,
-        "lip_width": 0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "pucker": _flattened(lips, place) - 0.28 * depth * _fade(depth, 1.7 * thickness) * arch,
-        "lip_press": 0.010 * (1 - place.along**4) * _fade(depth, 1.1 * thickness + 0.01),
-        "lip_tuck": -0.006 * arch * lip,
-        "purse": -0.35 * lips.scale * (place.hole - arch) * lip,
-        "smile": -0.05 * place.along**2 * place.beside * cheek,
+        "lip_width": THINNED * depth * _fade(depth, WIDE_RED * thickness) * arch,
+        "pucker": _flattened(lips, place)
+        - THICKENED[0] * depth * _fade(depth, PUCKERED_RED[0] * thickness) * arch,
+        "lip_press": PRESS[0]
+        * (1 - place.along**4)
+        * _fade(depth, PRESSED_RED * thickness + UPPER_PRESS_REACH),
+        "lip_tuck": -TUCK[0] * arch * lip,
+        "purse": -PURSE[0] * lips.scale * (place.hole - arch) * lip,
+        "smile": -SMILE * place.along**2 * place.beside * cheek,
     }
 
 
 def _lower_down(lips: Lips, place: _Place, points: np.ndarray) -> dict[str, np.ndarray]:
     arch, depth = place.arch, place.depth
     height = lips.chin - float(np.interp(0, lips.grid, lips.lower))
-    below_lip = np.maximum(depth - 0.8 * lips.lower_thickness, 0)
-    lip, skin = _fade(depth, 0.45 * height), smoothstep(below_lip / (0.6 * height))
-    neck = _fade(np.maximum(points[..., 1] - lips.chin, 0), 0.3)
+    below_lip = np.maximum(depth - SKIN_BEGINS * lips.lower_thickness, 0)
+    lip, skin = _fade(depth, LOWER_LIP_REACH * height), smoothstep(below_lip / (SKIN_REACH * height))
+    neck = _fade(np.maximum(points[..., 1] - lips.chin, 0), NECK_REACH)
     corner = (1 - arch) * place.beside
     thickness = lips.lower_thickness
     jaw = OPENING_GAIN["jaw_open"] * lips.scale
     return {
         "close": -(1 - lips.share) * (place.gap + 2 * cut_margin(lips, place.gap)) * lip,
         "jaw_lips": jaw * (CORNER_SHARE * corner + (1 - UPPER_LIFT) * arch) * (1 - skin),
-        "jaw_chin": CHIN_SHARE * CHIN_GAIN * lips.scale * _fade(points[..., 0], 0.55) * skin * neck,
+        "jaw_chin": CHIN_SHARE * CHIN_GAIN * lips.scale * _fade(points[..., 0], CHIN_REACH) * skin * neck,
         "lip_open": 0.5 * OPENING_GAIN["lip_open"] * lips.scale * arch * lip,
         "lower_lip_drop": OPENING_GAIN["lower_lip_drop"] * lips.scale * arch * lip,
-        "lip_width": -0.12 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "pucker": _flattened(lips, place) + 0.26 * depth * _fade(depth, 1.6 * thickness) * arch,
-        "lip_press": -0.011 * (1 - place.along**4) * _fade(depth, 1.1 * thickness),
-        "lip_tuck": -0.012 * arch * _fade(depth, 0.9 * thickness),
-        "purse": 0.65 * lips.scale * (place.hole - arch) * lip,
-        "smile": -0.05 * place.along**2 * place.beside * _fade(depth, 0.3),
+        "lip_width": -THINNED * depth * _fade(depth, WIDE_RED * thickness) * arch,
+        "pucker": _flattened(lips, place)
+        + THICKENED[1] * depth * _fade(depth, PUCKERED_RED[1] * thickness) * arch,
+        "lip_press": -PRESS[1] * (1 - place.along**4) * _fade(depth, PRESSED_RED * thickness),
+        "lip_tuck": -TUCK[1] * arch * _fade(depth, TUCKED_RED * thickness),
+        "purse": PURSE[1] * lips.scale * (place.hole - arch) * lip,
+        "smile": -SMILE * place.along**2 * place.beside * _fade(depth, SMILE_REACH),
     }
 
 
@@ -341,14 +387,15 @@ def movement_fields(frame: HeadFrame, lips: Lips, points: np.ndarray) -> np.ndar
         for name, field in _sideways(lips, place).items():
             fields[sheet, COEFFICIENTS.index(name), ..., 0] = field
     fields = (fields @ frame.axes.T).astype(np.float32)
-    near = PROTRUSION * place.beside * np.exp(-((points[..., 1] / 0.2) ** 2))
+    near = PROTRUSION * place.beside * np.exp(-((points[..., 1] / PROTRUSION_REACH) ** 2))
     fields[:, COEFFICIENTS.index("pucker")] += near[..., None] * frame.forward
     return fields
 
 
 def cut_margin(lips: Lips, gap: np.ndarray) -> np.ndarray:
-    """How much of each lip of an open portrait is cut away, because teeth shine through its edge."""
-    return np.minimum(lips.margin, 0.2 * gap)
+    """(...) of each lip of a portrait open by `gap` (...) that is cut away, because teeth shine through its
+    edge, eye distances."""
+    return np.minimum(lips.margin, LARGEST_CUT * gap)
 
 
 def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
@@ -366,11 +413,11 @@ def edge_distances(lips: Lips, points: np.ndarray) -> np.ndarray:
         edge = np.interp(right, lips.grid, table)
         distances[..., sheet] = sign * (down - edge) / np.interp(right, lips.grid, steepness)
     gap = np.interp(right, lips.grid, lips.lower - lips.upper)
-    distances += (np.minimum(2 * beside, 0.05) - cut_margin(lips, gap))[..., None]
+    distances += (np.minimum(OVERLAP_SLOPE * beside, OVERLAP) - cut_margin(lips, gap))[..., None]
     return distances
 
 
 def between_corners(lips: Lips, points: np.ndarray) -> np.ndarray:
     """1 for points (..., 2) between the mouth's corners, fading to 0 at them, (...) float32."""
     inside = np.minimum(points[..., 0] - lips.left, lips.right - points[..., 0])
-    return np.clip(inside / 0.05, 0, 1).astype(np.float32)
+    return np.clip(inside / CORNER_FADE, 0, 1).astype(np.float32)

@@ -58,7 +58,7 @@ class SpeechLevel:
         self.steps = steps
 
     def update(self, powers: np.ndarray) -> float:
-        """Take in a window's step powers; returns the level as a power, not below `QUIETEST_LEVEL`."""
+        """Takes in a window's step powers (T,); returns the level as a power, not below `QUIETEST_LEVEL`."""
         active = powers[powers > ACTIVE_SHARE * powers.mean()]
         kept = 0.5 ** (len(powers) / LEVEL_MEMORY)
         self.power = kept * self.power + float(active.sum())
