@@ -83,7 +83,7 @@ def test_frames_outside_the_mask_are_the_templates_own(renderer, tmp_path, write
     written = sorted((tmp_path / "f").iterdir())
     assert [path.name for path in written] == [f"{i:08d}.png" for i in range(25)]
     for i, path in enumerate(written):
-        frame, position = read_image(path), template.position(i)
+        frame, position = read_image(path), template.position(i, Fraction(25))
         outside = np.ones(frame.shape[:2], bool)
         if template.has_face(position):
             x1, y1, x2, y2 = template.crop_boxes[position]

@@ -30,8 +30,9 @@ from musetalk.geometry import (
     smooth_boxes,
     smooth_over_time,
 )
-from musetalk.preprocessing.source import frame_total, is_video, progress, read_frames
+from musetalk.preprocessing.source import SourceFrames, progress
 from musetalk.templates.template import Template
+from musetalk.templates.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +116,13 @@ class TemplateSource:
         frames: (H, W, 3) uint8 BGR, all of one size.
         faces: the followed face per frame, smoothed over time; None where it isn't seen.
         bboxes: the boxes that the engine generates; `NO_FACE` without a face.
+        timeline: the clip's own time; None of pictures.
     """
 
     frames: list[np.ndarray]
     faces: Sequence[Face | None]
     bboxes: list[Box]
+    timeline: Timeline | None
 
     @property
     def faced(self) -> list[int]:
@@ -142,12 +145,12 @@ class TemplateSource:
         """The finished template over its ping-pong cycle."""
         crops = [NO_FACE if bbox == NO_FACE else crop_box(bbox) for bbox in self.bboxes]
         every = [latents.get(i) for i in range(len(self.frames))]
-        return Template.from_frames(self.frames, self.bboxes, every, masks, crops)
+        return Template.from_frames(self.frames, self.bboxes, every, masks, crops, self.timeline)
 
 
-def _held(source: Path, frames: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The frames of `source`, each also kept in `frames`."""
-    for frame in read_frames(source):
+def _held(source: Path, read: Iterable[np.ndarray], frames: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames `read` from `source`, each also kept in `frames`."""
+    for frame in read:
         if frames and frame.shape != frames[0].shape:
             raise InputError(f"the images in {source} differ in size", "make them all the same size")
         frames.append(frame)
@@ -169,13 +172,14 @@ def find_faces(
         NoFaceError: no frame shows a usable face.
     """
     from musetalk.faces.choice import create_detector
-    from musetalk.preprocessing.idle_motion import idle_frames
+    from musetalk.preprocessing.idle_motion import IDLE_FPS, idle_frames
 
-    moving = is_video(source)
+    read = SourceFrames(source)
+    moving = read.moving
     detector = create_detector(settings.face_detector, engine, device, moving)
     frames: list[np.ndarray] = []
-    total = frame_total(source)
-    found = list(track(detector, progress(_held(source, frames), total, "detect 检测")))
+    found = list(track(detector, progress(_held(source, read, frames), read.total, "detect 检测")))
+    timeline = read.timeline()
     faces = smooth_track(found) if moving else found
     if settings.idle_motion:
         if moving:
@@ -184,9 +188,10 @@ def find_faces(
             )
         elif faces[0] is not None:
             frames, faces = map(list, zip(*idle_frames(frames[0], faces[0]), strict=True))
+            timeline = Timeline.even(len(frames), IDLE_FPS)
     margin = 0 if (engine, config.models.version) == ("musetalk", "v1") else settings.extra_margin
     bboxes = face_boxes(faces, frames[0].shape[:2], settings, margin)
-    result = TemplateSource(frames, faces, bboxes)
+    result = TemplateSource(frames, faces, bboxes, timeline)
     if not result.faced:
         raise NoFaceError(
             f"ValueError: 未检测到有效面部 (no usable face in {source})",

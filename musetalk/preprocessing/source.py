@@ -18,6 +18,7 @@ from musetalk.config import (
 )
 from musetalk.errors import InputError
 from musetalk.files import file_sha256
+from musetalk.templates.timeline import Timeline
 
 Item = TypeVar("Item")
 
@@ -80,21 +81,37 @@ def source_sha256(source: Path) -> str:
     return hashlib.sha256(entries.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_frames(source: Path) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 BGR frames of an image, a video or a folder of images in natural name order.
+class SourceFrames:
+    """A template's frames, read while they are asked for, and their time.
 
-    Raises:
-        InputError: unreadable, no images in the folder, or images of different sizes.
+    Attributes:
+        moving: whether they follow each other: a video's, or a folder's images.
+        total: how many there are, as far as the file says; None where it doesn't.
     """
-    from musetalk.media.image import read_image
-    from musetalk.media.video import read_video
 
-    for path in source_files(source):
-        yield from read_video(path) if is_video(path) else (read_image(path),)
+    def __init__(self, source: Path) -> None:
+        """Look at `source`, an image, a video or a folder of images.
 
+        Raises:
+            InputError: missing, empty, unreadable, or a folder without images.
+        """
+        from musetalk.media.video import VideoReader
 
-def frame_total(source: Path) -> int | None:
-    """Frames of a video as its file states them; None where it doesn't, and for images."""
-    from musetalk.media.video import probe_video
+        self.files = source_files(source)
+        self.moving = is_video(source)
+        self._video = VideoReader(source) if self.moving and source.is_file() else None
+        self.total = self._video.info.frame_count if self._video else len(self.files)
 
-    return probe_video(source).frame_count if source.is_file() and is_video(source) else None
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 BGR frames, a folder's in natural order of their names.
+
+        Raises:
+            InputError: unreadable.
+        """
+        from musetalk.media.image import read_image
+
+        return iter(self._video) if self._video else map(read_image, self.files)
+
+    def timeline(self) -> Timeline | None:
+        """A video's own time, once its frames have been read; None of images."""
+        return Timeline.of(self._video.times, self._video.info.fps) if self._video else None

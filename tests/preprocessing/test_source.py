@@ -10,7 +10,7 @@ from musetalk.config import EngineConfig, PreprocessingConfig
 from musetalk.errors import InputError
 from musetalk.preprocessing import following
 from musetalk.preprocessing.following import find_faces
-from musetalk.preprocessing.source import read_frames, source_files, source_sha256
+from musetalk.preprocessing.source import SourceFrames, source_files, source_sha256
 
 
 def write_image(path, level: int, size: tuple[int, int] = (32, 40)) -> None:
@@ -23,7 +23,7 @@ def test_images_of_a_folder_come_in_natural_order_and_nothing_else_does(tmp_path
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "._2.png").write_bytes(b"left by a copy from another system")
     assert [path.name for path in source_files(tmp_path)] == ["2.png", "10.png", "a².png"]
-    assert [int(frame[0, 0, 0]) for frame in read_frames(tmp_path)] == [0, 10, 20]
+    assert [int(frame[0, 0, 0]) for frame in SourceFrames(tmp_path)] == [0, 10, 20]
 
 
 def test_hash_follows_names_and_contents_of_the_images_alone(tmp_path):
