@@ -12,12 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from musetalk.config import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-)
+from musetalk.config import IMAGE_SUFFIXES
 from musetalk.errors import InputError
 from musetalk.files import file_sha256
+from musetalk.media.kind import is_picture, kind_of
 from musetalk.templates.timeline import Timeline
 
 Item = TypeVar("Item")
@@ -38,8 +36,8 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def is_video(source: Path) -> bool:
-    """Whether a template source holds several frames: a video file or a folder."""
-    return source.is_dir() or source.suffix.lower() in VIDEO_SUFFIXES
+    """Whether a template source, which can be read, holds several frames: a video file or a folder."""
+    return source.is_dir() or kind_of(source) == "video"
 
 
 def source_files(source: Path) -> list[Path]:
@@ -53,15 +51,19 @@ def source_files(source: Path) -> list[Path]:
     try:
         if not source.is_dir():
             return [check_input_file(source, "template")]
-        files = [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [path for path in source.iterdir() if not path.name.startswith(".") and _is_image(path)]
     except InputError:
         raise
     except (OSError, ValueError) as e:
         raise InputError(f"template {source} can't be read: {e}", "check the path and its rights") from e
-    images = [path for path in files if not path.name.startswith(".")]
     if not images:
         raise InputError(f"no images in folder {source}", f"it should hold {', '.join(IMAGE_SUFFIXES)} files")
     return sorted(images, key=natural_order)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a folder's entry is one of its images, or calls itself one and is to be complained of."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and is_picture(path))
 
 
 def source_sha256(source: Path) -> str:

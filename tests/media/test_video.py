@@ -51,7 +51,7 @@ def ffmpeg_version() -> int:
 
 VERSION = ffmpeg_version()
 SILENT_TAIL = Fraction(0) if VERSION >= 6 else Fraction(1024, 44_100)
-"""Seconds by which a decoder gives more than the file's edit list shows: older ones play AAC's last packet whole."""
+"""Seconds that a decoder adds to what the edit list shows: older ones play the last packet whole."""
 
 
 def describe(path: Path) -> str:
