@@ -50,6 +50,7 @@ def system_ffmpeg(folder: Path) -> Path:
     """A program called ffmpeg, as the system might have one, that can be started."""
     program = folder / ("ffmpeg.exe" if os.name == "nt" else "ffmpeg")
     shutil.copy(ffmpeg.ffmpeg_path(), program)
+    ffmpeg._find_ffmpeg.cache_clear()
     return program
 
 
