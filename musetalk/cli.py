@@ -107,7 +107,9 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("inference 推理")
     group.add_argument("--audio_path", help="any file with sound 音频文件")
     group.add_argument("--output_path", help=f"the video (default {Defaults.output_path})")
-    group.add_argument("--fps", default=str(Defaults.fps), help="frames per second (default %(default)s)")
+    group.add_argument(
+        "--fps", default=str(Defaults.fps), help="frames per second, or source (default %(default)s)"
+    )
     group.add_argument("--frames_dir", help="also write each frame there as PNG")
     group.add_argument(
         "--encoder", default=EncodingConfig.encoder, help="video encoder (default %(default)s)"

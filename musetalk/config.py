@@ -36,6 +36,7 @@ MAX_CRF = 51  # x264's scale, 0 is lossless
 MAX_SIDE = 8192  # pixels, of a template's frame
 MIN_SIDE = 16  # pixels
 MAX_TEMPLATE_BYTES = 8 << 30  # of all frames of a template, which are held at once
+SOURCE_FPS = "source"  # in place of a number: the template's own rate
 FACE_SIZE = 256  # pixels, side of the crop that the networks see
 
 
@@ -56,7 +57,7 @@ def parse_fps(value: float | str | Fraction) -> Fraction:
     Raises:
         InputError: not a number from `MIN_FPS` to `MAX_FPS`.
     """
-    hint = f"fps is a number from {float(MIN_FPS)} to {MAX_FPS}, 25 say"
+    hint = f"fps is a number from {float(MIN_FPS)} to {MAX_FPS}, 25 say, or {SOURCE_FPS}"
     text = str(value)
     try:
         # as a float first: the exact value of 1e999999999 would take hours and all memory
@@ -71,6 +72,19 @@ def parse_fps(value: float | str | Fraction) -> Fraction:
     if nominal in (24, 30, 48, 60, 120) and fps != nominal and abs(fps - ntsc) < Fraction(1, 500):
         return ntsc
     return fps.limit_denominator(4000)
+
+
+def output_fps(value: float | str | Fraction, source_fps: object) -> Fraction:
+    """`parse_fps`, or the template's own rate where `value` is "source".
+
+    Args:
+        source_fps: what the template's metadata says; for a template without a time of its own, which
+            says nothing, the default rate is taken.
+    """
+    if value != SOURCE_FPS:
+        return parse_fps(value)
+    own = source_fps if isinstance(source_fps, (int, float)) else Defaults.fps
+    return parse_fps(min(max(own, float(MIN_FPS)), MAX_FPS))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ as the chin lies below, so that the nose stays in the same place of the crop wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -118,11 +118,36 @@ def smooth_over_time(track: np.ndarray, sigma: float) -> np.ndarray:
     return np.asarray(smooth, dtype=track.dtype)
 
 
-def shots(boxes: Sequence[Box]) -> Iterator[slice]:
-    """The longest runs of `boxes` that show one face in motion: no faceless frame, no cut inside."""
+def follow_over_time(track: np.ndarray, sigma: float, noise: float) -> np.ndarray:
+    """`smooth_over_time` whose band widens with the speed of what is filtered, without lag.
+
+    Where `track` (T, …) strays from its smooth course by no more than noise does, the smooth course is
+    taken; the further it strays, the more of the track itself, as in a shake or a jump.
+
+    Args:
+        sigma: frames, of the Gaussian where nothing moves fast.
+        noise: in the track's unit, the root mean square over its values of what counts as noise.
+
+    Source: the local Wiener filter of Lee, "Digital image enhancement and noise filtering by use of local
+    statistics", PAMI 1980, along time.
+    """
+    smooth = smooth_over_time(track, sigma)
+    strayed = ((track - smooth).reshape(len(track), -1) ** 2).mean(axis=1)
+    energy = smooth_over_time(strayed, _ENERGY_SIGMA)
+    own = np.maximum(energy - noise**2, 0) / np.maximum(energy, np.finfo(np.float64).tiny)
+    own = own.reshape(-1, *[1] * (track.ndim - 1))
+    return np.asarray(own * track + (1 - own) * smooth, dtype=track.dtype)
+
+
+def shots(boxes: Sequence[Box], cuts: Collection[int] = ()) -> Iterator[slice]:
+    """The longest runs of `boxes` that show one face in motion: no faceless frame, no cut inside.
+
+    Args:
+        cuts: indices at which another shot begins, whatever the boxes say.
+    """
     start = 0
     for i, box in enumerate(boxes):
-        if i > start and (box == NO_FACE or _is_cut(boxes[i - 1], box)):
+        if i > start and (box == NO_FACE or i in cuts or _is_cut(boxes[i - 1], box)):
             yield slice(start, i)
             start = i
         if box == NO_FACE:
@@ -138,18 +163,26 @@ def _is_cut(before: Box, after: Box) -> bool:
     return shift > _CUT_SHIFT * side or not 1 / (1 + _CUT_SHIFT) < growth < 1 + _CUT_SHIFT
 
 
-def smooth_boxes(boxes: Sequence[Box], centre_sigma: float = 3.0, size_sigma: float = 12.0) -> list[Box]:
+def smooth_boxes(
+    boxes: Sequence[Box],
+    cuts: Collection[int] = (),
+    centre_sigma: float = 3.0,
+    size_sigma: float = 12.0,
+) -> list[Box]:
     """Face boxes of consecutive video frames without their jitter and without lag.
 
-    Centre and size are filtered apart, in frames: a head moves faster than its size changes. Whole
-    pixels are then held until the smooth value has left them by more than `_HOLD`, so that an edge
-    resting between two pixels doesn't flicker. `NO_FACE` entries stay and separate what is smoothed.
+    Centre and size are filtered apart, in frames: a head moves faster than its size changes. Both follow
+    what is faster than that. Whole pixels are then held until the smooth value has left them by more than
+    `_HOLD`, so that an edge resting between two pixels doesn't flicker. `NO_FACE` entries stay and separate
+    what is smoothed, as `cuts` do, the indices at which another shot begins.
     """
     result = list(boxes)
-    for shot in shots(boxes):
+    for shot in shots(boxes, cuts):
         edges = np.array(boxes[shot], dtype=np.float64)
-        centre = smooth_over_time((edges[:, :2] + edges[:, 2:]) / 2, centre_sigma)
-        size = np.maximum(_hold(smooth_over_time(edges[:, 2:] - edges[:, :2], size_sigma)), 1)
+        sizes = edges[:, 2:] - edges[:, :2]
+        side = sizes.mean()
+        centre = follow_over_time((edges[:, :2] + edges[:, 2:]) / 2, centre_sigma, _CENTRE_NOISE * side)
+        size = np.maximum(_hold(follow_over_time(sizes, size_sigma, _SIZE_NOISE * side)), 1)
         corner = _hold(centre - size / 2)
         for i, edge in enumerate(np.hstack([corner, corner + size]).astype(int).tolist()):
             result[shot.start + i] = (edge[0], edge[1], edge[2], edge[3])
@@ -157,6 +190,9 @@ def smooth_boxes(boxes: Sequence[Box], centre_sigma: float = 3.0, size_sigma: fl
 
 
 _HOLD = 0.75  # pixels
+_ENERGY_SIGMA = 1.5  # frames over which a track's straying is judged
+_CENTRE_NOISE = 0.015  # of a box's side: what detectors and whole pixels move its centre
+_SIZE_NOISE = 0.05  # of a box's side: a chin that speaks is no head that comes nearer
 
 
 def _hold(track: np.ndarray) -> np.ndarray:

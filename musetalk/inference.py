@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musetalk.config import Defaults, EncodingConfig, EngineConfig, parse_fps
+from musetalk.config import SOURCE_FPS, Defaults, EncodingConfig, EngineConfig, output_fps
 from musetalk.device import Device, resolve_device
 from musetalk.engines.choice import choose_engine
 from musetalk.engines.registry import EngineRegistry
@@ -70,7 +70,7 @@ class UltraFastRealtimeInference:
         """Renders `audio_path` onto a template into `output_path`.
 
         Args:
-            fps: frames per second; any real number, NTSC rates exact.
+            fps: frames per second; any real number, NTSC rates exact; "source" is the template's own.
             frames_dir: also write each blended frame there, losslessly, as 00000000.png and so on.
             record: keep each stage's intervals in the result.
             conduct: who watches and steers; by default a progress bar on a terminal.
@@ -85,7 +85,7 @@ class UltraFastRealtimeInference:
         from musetalk.media.video import check_output_path
 
         clock = StageClock(record=record)
-        rate = parse_fps(fps)
+        rate = self._rate(template_id, fps)
         # bad audio is refused before the networks are loaded; a warm renderer meets it soon enough
         conduct = conduct or Conduct()
         watched = conduct.progress is not None or (conduct.bar and sys.stderr.isatty())
@@ -121,6 +121,10 @@ class UltraFastRealtimeInference:
             device=Device(engine.device, self.device.requested),
             dtype=engine.dtype,
         )
+
+    def _rate(self, template_id: str, fps: float | str | Fraction) -> Fraction:
+        own = self.store.read_metadata(template_id).get("source_fps") if fps == SOURCE_FPS else None
+        return output_fps(fps, own)
 
     def measure(
         self,

@@ -225,7 +225,7 @@ class _Rendering:
         generate = self.request.generate or self.opened.generator.generate
         output_index = self.request.start.frames
         for batch in batches:
-            positions = [template.position(output_index + i) for i in range(len(batch))]
+            positions = [template.position(output_index + i, self.request.fps) for i in range(len(batch))]
             output_index += len(batch)
             faced = [i for i, position in enumerate(positions) if template.has_face(position)]
             faces: dict[int, np.ndarray] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_frames_outside_the_mask_are_the_templates_own(renderer, tmp_path, write
     written = sorted((tmp_path / "f").iterdir())
     assert [path.name for path in written] == [f"{i:08d}.png" for i in range(25)]
     for i, path in enumerate(written):
-        frame, position = read_image(path), template.position(i)
+        frame, position = read_image(path), template.position(i, Fraction(25))
         outside = np.ones(frame.shape[:2], bool)
         if template.has_face(position):
             x1, y1, x2, y2 = template.crop_boxes[position]
@@ -114,6 +115,15 @@ def test_frames_of_a_longer_run_are_removed(renderer, tmp_path, write_tone):
         audio = write_tone(n_samples)
         renderer.ultra_fast_inference("t", audio, tmp_path / "o.mp4", 25, frames_dir=tmp_path / "f")
     assert len(list((tmp_path / "f").iterdir())) == 12
+
+
+@pytest.mark.parametrize(("fps", "told"), [("source", 12), ("source", None), (25, 12)])
+def test_source_is_the_template_s_own_rate(renderer, tmp_path, write_tone, fps, told):
+    metadata = renderer.store.read_metadata("t") | ({} if told is None else {"source_fps": told})
+    with renderer.store.lock("t"):
+        renderer.store.publish("t", make_template(3, SIZE), metadata)
+    result = renderer.ultra_fast_inference("t", write_tone(16_000), tmp_path / "o.mp4", fps)
+    assert result.fps == result.frames == (told if fps == "source" and told else 25)
 
 
 def test_same_input_gives_the_same_bytes(renderer, tmp_path, write_tone):

@@ -135,7 +135,7 @@ def test_faces_may_be_made_by_somebody_else():
     assert pictures(template, speech(6400), Request(FPS, 4, generate=scheduled)) == pictures(
         template, speech(6400), Request(FPS, 4)
     )
-    assert asked == [(i, template.template.position(i)) for i in range(10)]
+    assert asked == [(i, template.template.position(i, Fraction(25))) for i in range(10)]
 
 
 def test_two_renderings_of_one_template_at_once_are_right():

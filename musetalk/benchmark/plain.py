@@ -52,11 +52,12 @@ def render_plainly(
         prompts = list(batched(hear_all(engine.listen(fps), [waveform]), batch_size))
     generator = engine.open(template)
     with clock.stage("generate"):
-        faces = list(_faces(template, generator, prompts))
+        shown = [template.position(i, fps) for i in range(sum(map(len, prompts)))]
+        faces = list(_faces(shown, generator, prompts))
     with tempfile.TemporaryDirectory() as folder:
         with clock.stage("composite"):
             for i, face in enumerate(faces):
-                _write_png(_composed(template, i, face), Path(folder) / f"{i:08d}.png")
+                _write_png(_composed(template, shown[i], face), Path(folder) / f"{i:08d}.png")
         with clock.stage("encode"):
             silent = Path(folder) / "silent.mp4"
             pictures = ["-f", "image2", "-framerate", f"{fps.numerator}/{fps.denominator}"]
@@ -67,17 +68,17 @@ def render_plainly(
     return PlainResult(len(faces), elapsed, processor_seconds() - before, clock.seconds)
 
 
-def _faces(template: Template, generator: Generator, prompts: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _faces(shown: list[int], generator: Generator, prompts: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """A face per output frame; `shown` has the template's position of each."""
     done = 0
     for batch in prompts:
-        yield from generator.generate(batch, [template.position(done + i) for i in range(len(batch))])
+        yield from generator.generate(batch, shown[done : done + len(batch)])
         done += len(batch)
 
 
-def _composed(template: Template, index: int, face: np.ndarray) -> np.ndarray:
+def _composed(template: Template, position: int, face: np.ndarray) -> np.ndarray:
     import cv2
 
-    position = template.position(index)
     frame, (x1, y1, x2, y2) = template.frames[position].copy(), template.bboxes[position]
     face = cv2.resize(face, (x2 - x1, y2 - y1))
     return blend_whole_frame(

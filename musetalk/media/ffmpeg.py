@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +49,10 @@ KINDS = {"audio": "音轨", "video": "视频轨"}
 
 
 def ffmpeg_path() -> str:
-    """The ffmpeg to run: $FFMPEG_BINARY, else the system's, else the imageio-ffmpeg wheel's.
+    """The ffmpeg to run: $FFMPEG_BINARY, else the imageio-ffmpeg wheel's, else the system's.
+
+    The wheel's comes before the system's so that one known version runs everywhere; the system's is
+    taken only where the wheel's is missing or can't start.
 
     Raises:
         EngineError: $FFMPEG_BINARY names no program, or there is no ffmpeg at all.
@@ -67,8 +70,10 @@ def _find_ffmpeg(named: str) -> str:
                 "name a working ffmpeg in FFMPEG_BINARY or remove the variable",
             )
         return found
-    found = find_program("ffmpeg")
-    return found if found is not None else _bundled_ffmpeg()
+    found = _bundled_ffmpeg() or find_program("ffmpeg")
+    if found is None:
+        raise EngineError("no ffmpeg was found", "run: pip install imageio-ffmpeg")
+    return found
 
 
 def find_program(name: str) -> str | None:
@@ -86,16 +91,15 @@ def find_program(name: str) -> str | None:
     return next(filter(None, found), None)
 
 
-def _bundled_ffmpeg() -> str:
+def _bundled_ffmpeg() -> str | None:
+    """The wheel's program where it can start; None where there is none for this system."""
     try:
         import imageio_ffmpeg
 
-        bundled = str(imageio_ffmpeg.get_ffmpeg_exe())
-        if not Path(bundled).is_absolute():
-            raise RuntimeError(f"it is looked up by its name {bundled}")
-    except (ImportError, RuntimeError) as e:
-        raise EngineError("no ffmpeg was found", "run: pip install imageio-ffmpeg") from e
-    return bundled
+        bundled = imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return None
+    return shutil.which(bundled) if Path(bundled).is_absolute() else None
 
 
 def file_url(path: Path) -> str:
@@ -128,11 +132,12 @@ def check_input_file(path: Path | str, kind: str) -> Path:
     return path
 
 
-def input_stream(path: Path, reinit_filter: int = 1) -> Any:
+def input_stream(path: Path, reinit_filter: int = 1, **options: Any) -> Any:
     """An ffmpeg-python input on `path`, restricted to local files and self-contained media.
 
     Args:
         reinit_filter: 1 makes the filters anew when the stream changes its size or format half-way, 0 not.
+        options: further input options of ffmpeg, ``ss`` say.
     """
     import ffmpeg
 
@@ -141,6 +146,7 @@ def input_stream(path: Path, reinit_filter: int = 1) -> Any:
         protocol_whitelist="file,pipe",
         format_whitelist=CONTAINERS,
         reinit_filter=reinit_filter,
+        **options,
     )
 
 
@@ -170,12 +176,23 @@ class Child:
     child's pipes break and it ends by itself.
     """
 
-    def __init__(self, arguments: Sequence[str], *, stdin: bool = False, stdout: bool = False) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        stdin: bool = False,
+        stdout: bool = False,
+        listener: Callable[[str], None] | None = None,
+    ) -> None:
         """Start ffmpeg with `arguments`; `stdin`/`stdout` say which media pipes are wanted.
+
+        Args:
+            listener: hears every line of the log that is no error, on the draining thread.
 
         Raises:
             EngineError: there is no ffmpeg, or it can't be started.
         """
+        self._listener = listener
         self._log: list[str] = []
         self._errors: list[str] = []
         command = [ffmpeg_path(), *GLOBAL_OPTIONS, *arguments]
@@ -212,8 +229,10 @@ class Child:
     def _note(self, line: str) -> None:
         """Keep a line of the log; the first ones, because a cause comes before its consequences."""
         level = LEVEL.match(line)
-        text = line[level.end() :] if level else line
+        text = line[level.end() :].strip() if level else line
         kept = self._errors if level and level[1] in ("error", "fatal", "panic") else self._log
+        if self._listener is not None and kept is self._log:
+            self._listener(text)
         if text and len(kept) < KEPT_LINES:
             kept.append(text)
 

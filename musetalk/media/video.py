@@ -1,7 +1,7 @@
 """Video files → BGR frames, and frames plus a sound file → a finished video.
 
 Both directions are one ffmpeg process with raw frames in a pipe. Frames are read as they are stored,
-each exactly once, whatever their time stamps; the writer's frames are evenly spaced at an exact
+each exactly once, and their time stamps beside them; the writer's frames are evenly spaced at an exact
 rational rate.
 """
 
@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,15 +26,17 @@ from musetalk.device import usable_cores
 from musetalk.errors import OutputError
 from musetalk.files import claim, publish, remove_file, sweep
 from musetalk.media import ffmpeg
-from musetalk.media.audio import stated_duration
 from musetalk.media.encoders import shaping_options
 from musetalk.media.image import check_frame_size
+from musetalk.media.stream_info import Report, chosen_track
 
 PixelFormat = Literal["yuv420p", "bgr24"]
 
 MIN_TIMESCALE = 10_000  # ticks per second of an mp4's picture track
 END_GRACE = 5.0  # seconds in which an encoder that failed may say why
 TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
+_STAMP = re.compile(r"frame:\d+ +pts:(-?\d+|NOPTS)")
+_MARK = "told"  # a frame's metadata entry, without which its time stamp isn't printed
 MP4_SUFFIXES = (".mp4", ".mov")  # AAC; Matroska can't say where AAC's last packet ends, so it takes Opus
 WEBM_CODECS = ("vp8", "vp9", "av1", "vpx")
 
@@ -54,6 +56,7 @@ class VideoInfo:
         fps: frames per second, the average where the rate varies.
         duration: seconds as the container states them, None where it doesn't.
         frame_count: duration × fps, an estimate good enough for a progress bar.
+        track: index of the picture track that players show.
     """
 
     width: int
@@ -61,6 +64,7 @@ class VideoInfo:
     fps: Fraction
     duration: float | None
     frame_count: int | None
+    track: int
 
 
 def probe_video(path: Path | str) -> VideoInfo:
@@ -70,82 +74,140 @@ def probe_video(path: Path | str) -> VideoInfo:
         InputError: missing, empty, unreadable, without pictures, too small or too large.
     """
     path = ffmpeg.check_input_file(path, "video")
-    with ffmpeg.Child(_probe_arguments(path), stdout=True) as child:
-        report = child.read(1 << 16).decode("utf-8", "replace")
-        child.finish()
-        dimensions = re.search(r"#dimensions 0: (\d+)x(\d+)", report)
-        if dimensions is None or not re.search(r"^0,", report, re.MULTILINE):
-            raise ffmpeg.undecodable(path, "video", child)
-    width, height = int(dimensions[1]), int(dimensions[2])
+    report = _report(path, "V:0")
+    track = chosen_track(report.tracks, "Video")
+    shown = next((one for one in report.tracks if one.kind == "Video" and not one.is_cover), track)
+    if track is not None and track != shown:
+        report = _report(path, str(track.index))
+    first = report.first_frame()
+    assert first is not None and track is not None, "a frame was decoded from it"
+    width, height = first.width, first.height
     check_frame_size(path, "video", width, height)
-    fps = _frame_rate(report, child.log)
-    duration = stated_duration(child.log)
-    return VideoInfo(width, height, fps, duration, None if duration is None else round(duration * fps))
+    fps = _frame_rate(report.frame_rate, track.fps)
+    duration = report.duration
+    frame_count = None if duration is None else round(duration * fps)
+    return VideoInfo(width, height, fps, duration, frame_count, track.index)
 
 
-def _probe_arguments(path: Path) -> list[str]:
+def _report(path: Path, track: str) -> Report:
+    """What ffmpeg says of `path` while it decodes the first frame of `track`, a stream specifier."""
     import ffmpeg as builder
 
-    output = builder.output(
-        ffmpeg.input_stream(path)["V:0"],
-        "pipe:1",
-        **{"frames:v": 1, "format": "framecrc", "vcodec": "rawvideo", "pix_fmt": "bgr24"},
-    )
-    return list(builder.get_args(output))
+    report = Report()
+    shown = ffmpeg.input_stream(path)[track].filter("showinfo", checksum=0)
+    arguments = builder.get_args(builder.output(shown, "pipe:1", format="null", **{"frames:v": 1}))
+    with ffmpeg.Child(list(arguments), listener=report.hear) as child:
+        child.finish()
+        if report.first_frame() is None:
+            raise ffmpeg.undecodable(path, "video", child)
+    return report
 
 
-def _frame_rate(report: str, log: str) -> Fraction:
-    """The exact rate of ffmpeg's time base, unless it contradicts the average that ffmpeg logs."""
-    base = re.search(r"#tb 0: (\d+)/(\d+)", report)
-    exact = Fraction(int(base[2]), int(base[1])) if base else None
-    logged = re.search(r"Stream #0.*?Video:.*?, (\d+(?:\.\d+)?) fps", log)
-    average = Fraction(logged[1]) if logged else exact
-    if exact is not None and average is not None and abs(exact - average) <= Fraction(1, 100):
+def _frame_rate(exact: Fraction | None, average: Fraction | None) -> Fraction:
+    """The exact rate that the decoder's frames are announced with, unless it contradicts the average."""
+    if exact is not None and (average is None or abs(exact - average) <= Fraction(1, 100)):
         return exact
     return average if average and average <= MAX_FPS else Fraction(25)
 
 
 def read_video(path: Path | str) -> Iterator[np.ndarray]:
-    """Decode `path`'s first picture track: every frame once, uint8 (H, W, 3) BGR, rotation applied.
+    """The frames of `VideoReader`, for those who need nothing else of it."""
+    return iter(VideoReader(path))
 
-    Of a truncated file whose container can be read, the frames that are there. Each frame is an
-    array of its own.
 
-    Raises:
-        InputError: as `probe_video`, or not one frame can be decoded.
+class VideoReader:
+    """A video's frames, decoded while they are asked for, and when each is shown.
+
+    Attributes:
+        info: what the file says of itself.
+        times: seconds from the first frame to each one decoded so far; as the container has them, made
+            to rise where it has none or they don't.
     """
-    info = probe_video(path)
-    path = Path(path)
-    decoded = 0
-    with ffmpeg.Child(_decode_arguments(path, info.width, info.height), stdout=True) as child:
-        while True:
-            frame = np.empty((info.height, info.width, 3), np.uint8)
-            if not child.read_array(frame):
-                break
-            decoded += 1
-            yield frame
-        if child.finish() != 0 or decoded == 0:
-            raise ffmpeg.undecodable(path, "video", child)
-        if child.complaint:
-            logger.warning(
-                "video %s is damaged, %d frames could be decoded: %s", path, decoded, child.complaint
-            )
+
+    def __init__(self, path: Path | str) -> None:
+        """Probe `path`.
+
+        Raises:
+            InputError: as `probe_video`.
+        """
+        self.info = probe_video(path)
+        self._path = Path(path)
+        self._stamps: list[int | None] = []
+        self._decoded = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Every frame once, uint8 (H, W, 3) BGR, upright; each an array of its own.
+
+        Of a truncated file whose container can be read, the frames that are there.
+
+        Raises:
+            InputError: not one frame can be decoded.
+        """
+        path, shape = self._path, (self.info.height, self.info.width, 3)
+        self._stamps, self._decoded = [], 0
+        with ffmpeg.Child(self._arguments(), stdout=True, listener=self._hear) as child:
+            while True:
+                frame = np.empty(shape, np.uint8)
+                if not child.read_array(frame):
+                    break
+                self._decoded += 1
+                yield frame
+            if child.finish() != 0 or self._decoded == 0:
+                raise ffmpeg.undecodable(path, "video", child)
+            if child.complaint:
+                logger.warning(
+                    "video %s is damaged, %d frames could be decoded: %s",
+                    path,
+                    self._decoded,
+                    child.complaint,
+                )
+
+    def _hear(self, line: str) -> None:
+        if stamp := _STAMP.match(line):
+            self._stamps.append(None if stamp[1] == "NOPTS" else int(stamp[1]))
+
+    @property
+    def times(self) -> list[float]:
+        """See the class; complete when the frames have been read."""
+        stamps = (self._stamps + [None] * self._decoded)[: self._decoded]
+        return _rising(stamps, 1 / float(self.info.fps))
+
+    def _arguments(self) -> list[str]:
+        """Every frame in the probed size, since a stream may change its size half-way.
+
+        The log names each frame's time stamp, in microseconds. Then it is replaced by the frame's number:
+        neither -vsync nor -fps_mode works in every ffmpeg. A tick is longer than any frame is shown, so
+        that the last one isn't repeated to fill its time.
+        """
+        import ffmpeg as builder
+
+        # a new graph would count from 0 again
+        source = ffmpeg.input_stream(self._path, reinit_filter=0)[str(self.info.track)]
+        stamped = source.filter("settb", "1/1000000").filter("metadata", "add", key=_MARK, value=1)
+        told = stamped.filter("metadata", "print", key=_MARK)
+        numbered = told.filter("settb", "60/1").filter("setpts", "N")
+        converted = numbered.filter("scale", self.info.width, self.info.height, flags=SCALER)
+        output = builder.output(converted.filter("format", "bgr24"), "pipe:1", format="rawvideo", r="1/60")
+        return list(builder.get_args(output))
 
 
-def _decode_arguments(path: Path, width: int, height: int) -> list[str]:
-    """Every frame in `width` × `height`, since a stream may change its size half-way.
+def _rising(stamps: Sequence[int | None], step: float) -> list[float]:
+    """Microseconds as seconds from the first, every one later than the one before.
 
-    Time stamps are replaced by the frame's number: neither -vsync nor -fps_mode works in every ffmpeg.
-
-    A tick is longer than any frame is shown, so that the last one isn't repeated to fill its time.
+    Args:
+        stamps: None where the container says nothing.
+        step: seconds from a frame to one that has no later time of its own.
     """
-    import ffmpeg as builder
-
-    source = ffmpeg.input_stream(path, reinit_filter=0)["V:0"]  # a new graph would count from 0 again
-    numbered = source.filter("settb", "60/1").filter("setpts", "N")
-    converted = numbered.filter("scale", width, height, flags=SCALER).filter("format", "bgr24")
-    output = builder.output(converted, "pipe:1", format="rawvideo", r="1/60")
-    return list(builder.get_args(output))
+    times: list[float] = []
+    origin: float | None = None
+    for stamp in stamps:
+        time = times[-1] + step if times else 0.0
+        if stamp is not None:
+            origin = stamp / 1e6 - time if origin is None else origin
+            known = stamp / 1e6 - origin
+            time = known if not times or known > times[-1] else time
+        times.append(time)
+    return times
 
 
 def check_output_path(output_path: Path | str, inputs: Iterable[Path | str] = ()) -> Path:

@@ -7,7 +7,7 @@ them at once too, and boxes can be smoothed without lag only when the whole clip
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,26 @@ from musetalk.geometry import (
     add_chin_margin,
     clamp_box,
     crop_box,
+    follow_over_time,
     overlap,
     reference_bbox,
     shots,
     smooth_boxes,
     smooth_over_time,
 )
-from musetalk.preprocessing.source import frame_total, is_video, progress, read_frames
+from musetalk.preprocessing.cuts import find_cuts, thumbnail
+from musetalk.preprocessing.source import SourceFrames, progress
 from musetalk.templates.template import Template
+from musetalk.templates.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
 _LANDMARK_SIGMA = 1.5  # frames; takes off the detector's noise, leaves blinks and words
+# what counts as the detector's noise, of the landmarks' root mean square distance from their middle:
+# some three times what MediaPipe shows on a head at rest
+_PLACE = 0.010
+_TURN = 0.006
+_SHAPE = 0.012
 
 
 def track(detector: FaceDetector, frames: Iterable[np.ndarray]) -> Iterator[Face | None]:
@@ -60,20 +68,49 @@ def _follow(faces: Sequence[Face], previous: Face | None) -> Face | None:
     return faces[0] if faces else None
 
 
-def smooth_track(faces: Sequence[Face | None]) -> list[Face | None]:
+def smooth_track(faces: Sequence[Face | None], cuts: Collection[int] = ()) -> list[Face | None]:
     """The faces of consecutive video frames with the detector's noise filtered off, without lag.
 
-    Frames without a face stay, and neither they nor cuts let one shot bleed into the next.
+    Where a head is, how large and how turned, is filtered apart from its shape, and fast motion of either is
+    followed. Frames without a face stay, and neither they nor cuts let one shot bleed into the next.
+
+    Args:
+        cuts: indices of the frames that begin another shot.
     """
     result = list(faces)
-    for shot in shots([face.detection if face else NO_FACE for face in faces]):
+    for shot in shots([face.detection if face else NO_FACE for face in faces], cuts):
         run = [face for face in faces[shot] if face is not None]
-        landmarks = smooth_over_time(np.stack([face.landmarks68 for face in run]), _LANDMARK_SIGMA)
-        meshes = _smooth([face.mesh for face in run])
+        landmarks = _steady(np.stack([face.landmarks68 for face in run]))
+        known = [face.mesh for face in run if face.mesh is not None]
+        meshes = _steady(np.stack(known)) if len(known) == len(run) else [face.mesh for face in run]
         depths = _smooth([face.mesh_z for face in run])
         for i, face in enumerate(run):
             result[shot.start + i] = replace(face, landmarks68=landmarks[i], mesh=meshes[i], mesh_z=depths[i])
     return result
+
+
+def _steady(points: np.ndarray) -> np.ndarray:
+    """Landmarks (T, n, 2) of one shot without noise: place, size with turn, and shape, each filtered."""
+    plane = points.astype(np.float64).view(np.complex128)[..., 0]
+    place = plane.mean(axis=1)
+    centred = plane - place[:, None]
+    mean = centred.mean(axis=0)
+    size = float(np.sqrt((np.abs(mean) ** 2).mean()))
+    # least squares: the one complex factor that turns and scales the mean shape onto each frame's
+    turn = (centred @ mean.conj()) / len(mean) / max(size, 1e-6) ** 2
+    turn[turn == 0] = 1  # of a shape that is a point
+    shape = centred / turn[:, None]
+    place, turn = (
+        _filtered(track[:, None], noise)[:, 0] for track, noise in ((place, _PLACE * size), (turn, _TURN))
+    )
+    steady = _filtered(shape, _SHAPE * size) * turn[:, None] + place[:, None]
+    return np.stack([steady.real, steady.imag], axis=-1).astype(points.dtype)
+
+
+def _filtered(track: np.ndarray, noise: float) -> np.ndarray:
+    """A complex track (T, n) followed over time; `noise` is the length of what counts as noise."""
+    values = np.ascontiguousarray(track).view(np.float64)
+    return follow_over_time(values, _LANDMARK_SIGMA, noise / np.sqrt(2)).view(np.complex128)
 
 
 def _smooth(values: Sequence[np.ndarray | None]) -> Sequence[np.ndarray | None]:
@@ -86,6 +123,7 @@ def face_boxes(
     frame_size: tuple[int, int],
     config: PreprocessingConfig,
     extra_margin: int,
+    cuts: Collection[int] = (),
 ) -> list[Box]:
     """The box of each frame that the engine generates: the reference's, inside the frame.
 
@@ -94,6 +132,7 @@ def face_boxes(
         frame_size: height and width of the frames.
         config: gives `bbox_shift`.
         extra_margin: pixels added below the chin; 0 for MuseTalk 1.0.
+        cuts: indices of the frames that begin another shot.
 
     Several frames are taken for a video and their boxes smoothed over time.
     """
@@ -102,7 +141,7 @@ def face_boxes(
         reference_bbox(face.landmarks68, face.detection, config.bbox_shift) if face else NO_FACE
         for face in faces
     ]
-    steady = smooth_boxes(boxes) if len(boxes) > 1 else boxes
+    steady = smooth_boxes(boxes, cuts) if len(boxes) > 1 else boxes
     inside = [clamp_box(box, height, width) for box in steady]
     return [add_chin_margin(box, extra_margin, height) for box in inside]
 
@@ -115,11 +154,13 @@ class TemplateSource:
         frames: (H, W, 3) uint8 BGR, all of one size.
         faces: the followed face per frame, smoothed over time; None where it isn't seen.
         bboxes: the boxes that the engine generates; `NO_FACE` without a face.
+        timeline: the clip's own time; None of pictures.
     """
 
     frames: list[np.ndarray]
     faces: Sequence[Face | None]
     bboxes: list[Box]
+    timeline: Timeline | None
 
     @property
     def faced(self) -> list[int]:
@@ -142,15 +183,18 @@ class TemplateSource:
         """The finished template over its ping-pong cycle."""
         crops = [NO_FACE if bbox == NO_FACE else crop_box(bbox) for bbox in self.bboxes]
         every = [latents.get(i) for i in range(len(self.frames))]
-        return Template.from_frames(self.frames, self.bboxes, every, masks, crops)
+        return Template.from_frames(self.frames, self.bboxes, every, masks, crops, self.timeline)
 
 
-def _held(source: Path, frames: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The frames of `source`, each also kept in `frames`."""
-    for frame in read_frames(source):
+def _held(
+    source: Path, read: Iterable[np.ndarray], frames: list[np.ndarray], thumbnails: list[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The frames `read` from `source`, each also kept in `frames` and, small, in `thumbnails`."""
+    for frame in read:
         if frames and frame.shape != frames[0].shape:
             raise InputError(f"the images in {source} differ in size", "make them all the same size")
         frames.append(frame)
+        thumbnails.append(thumbnail(frame))
         if len(frames) * frame.nbytes > MAX_TEMPLATE_BYTES:
             raise InputError(
                 f"{source} is too long for a template: over {len(frames) - 1} frames of its size 模板过长",
@@ -169,14 +213,18 @@ def find_faces(
         NoFaceError: no frame shows a usable face.
     """
     from musetalk.faces.choice import create_detector
-    from musetalk.preprocessing.idle_motion import idle_frames
+    from musetalk.preprocessing.idle_motion import IDLE_FPS, idle_frames
 
-    moving = is_video(source)
+    read = SourceFrames(source)
+    moving = read.moving
     detector = create_detector(settings.face_detector, engine, device, moving)
     frames: list[np.ndarray] = []
-    total = frame_total(source)
-    found = list(track(detector, progress(_held(source, frames), total, "detect 检测")))
-    faces = smooth_track(found) if moving else found
+    thumbnails: list[np.ndarray] = []
+    held = _held(source, read, frames, thumbnails)
+    found = list(track(detector, progress(held, read.total, "detect 检测")))
+    cuts = find_cuts(thumbnails)
+    timeline = read.timeline()
+    faces = smooth_track(found, cuts) if moving else found
     if settings.idle_motion:
         if moving:
             log.warning(
@@ -184,9 +232,10 @@ def find_faces(
             )
         elif faces[0] is not None:
             frames, faces = map(list, zip(*idle_frames(frames[0], faces[0]), strict=True))
+            timeline = Timeline.even(len(frames), IDLE_FPS)
     margin = 0 if (engine, config.models.version) == ("musetalk", "v1") else settings.extra_margin
-    bboxes = face_boxes(faces, frames[0].shape[:2], settings, margin)
-    result = TemplateSource(frames, faces, bboxes)
+    bboxes = face_boxes(faces, frames[0].shape[:2], settings, margin, cuts)
+    result = TemplateSource(frames, faces, bboxes, timeline)
     if not result.faced:
         raise NoFaceError(
             f"ValueError: 未检测到有效面部 (no usable face in {source})",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ from musetalk.faces.head import (
 )
 from musetalk.geometry import Box, bounding_box
 
-IDLE_FRAMES = 75  # 3 s at 25 frames/s, 6 s forward and back
+IDLE_FPS = Fraction(25)  # frames per second
+IDLE_FRAMES = 75  # 3 s, 6 s forward and back
 SWAY = 0.022  # eye distances that the head shifts to a side
 TILT = 0.016  # radians about the neck
 TURN = 0.030  # eye distances that the nose's tip shifts against the head's edge, as in a turn of 3°

@@ -23,6 +23,7 @@ from musetalk.templates.store import CacheInfo, TemplateMetadata, TemplateStore,
 if TYPE_CHECKING:
     from musetalk.engines.base import Engine
     from musetalk.templates.template import Template
+    from musetalk.templates.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,7 @@ class EnhancedMuseTalkPreprocessor:
             "frame_size": list(template.frame_size),
             "unique_frames": len(sources.frames),
             "faceless_frames": len(sources.frames) - len(faced),
+            **_own_time(sources.timeline),
             "stages": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
         }
         preview = draw_preview(sources, masks)
@@ -206,6 +208,20 @@ class EnhancedMuseTalkPreprocessor:
     def get_cache_info(self) -> CacheInfo:
         """The cache folder, its templates and their total size in MB."""
         return self.store.info()
+
+
+def _own_time(timeline: Timeline | None) -> dict[str, Any]:
+    """What the metadata say of a clip's time; each frame's start only where the rate doesn't tell it."""
+    if timeline is None:
+        return {}
+    told: dict[str, Any] = {
+        "source_fps": round(float(timeline.fps), 6),
+        "source_duration": round(timeline.duration, 6),
+        "variable_frame_rate": not timeline.is_even,
+    }
+    if not timeline.is_even:
+        told["frame_times"] = [round(time, 6) for time in timeline.to_dict()["seconds"][:-1]]
+    return told
 
 
 def _judged(engine: Engine, template: Template, pipeline: Pipeline, clock: StageClock) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from musetalk.config import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-)
+from musetalk.config import IMAGE_SUFFIXES
 from musetalk.errors import InputError
 from musetalk.files import file_sha256
+from musetalk.media.kind import is_picture, kind_of
+from musetalk.templates.timeline import Timeline
 
 Item = TypeVar("Item")
 
@@ -37,8 +36,8 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def is_video(source: Path) -> bool:
-    """Whether a template source holds several frames: a video file or a folder."""
-    return source.is_dir() or source.suffix.lower() in VIDEO_SUFFIXES
+    """Whether a template source, which can be read, holds several frames: a video file or a folder."""
+    return source.is_dir() or kind_of(source) == "video"
 
 
 def source_files(source: Path) -> list[Path]:
@@ -52,15 +51,19 @@ def source_files(source: Path) -> list[Path]:
     try:
         if not source.is_dir():
             return [check_input_file(source, "template")]
-        files = [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [path for path in source.iterdir() if not path.name.startswith(".") and _is_image(path)]
     except InputError:
         raise
     except (OSError, ValueError) as e:
         raise InputError(f"template {source} can't be read: {e}", "check the path and its rights") from e
-    images = [path for path in files if not path.name.startswith(".")]
     if not images:
         raise InputError(f"no images in folder {source}", f"it should hold {', '.join(IMAGE_SUFFIXES)} files")
     return sorted(images, key=natural_order)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a folder's entry is one of its images, or calls itself one and is to be complained of."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and is_picture(path))
 
 
 def source_sha256(source: Path) -> str:
@@ -80,21 +83,37 @@ def source_sha256(source: Path) -> str:
     return hashlib.sha256(entries.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_frames(source: Path) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 BGR frames of an image, a video or a folder of images in natural name order.
+class SourceFrames:
+    """A template's frames, read while they are asked for, and their time.
 
-    Raises:
-        InputError: unreadable, no images in the folder, or images of different sizes.
+    Attributes:
+        moving: whether they follow each other: a video's, or a folder's images.
+        total: how many there are, as far as the file says; None where it doesn't.
     """
-    from musetalk.media.image import read_image
-    from musetalk.media.video import read_video
 
-    for path in source_files(source):
-        yield from read_video(path) if is_video(path) else (read_image(path),)
+    def __init__(self, source: Path) -> None:
+        """Look at `source`, an image, a video or a folder of images.
 
+        Raises:
+            InputError: missing, empty, unreadable, or a folder without images.
+        """
+        from musetalk.media.video import VideoReader
 
-def frame_total(source: Path) -> int | None:
-    """Frames of a video as its file states them; None where it doesn't, and for images."""
-    from musetalk.media.video import probe_video
+        self.files = source_files(source)
+        self.moving = is_video(source)
+        self._video = VideoReader(source) if self.moving and source.is_file() else None
+        self.total = self._video.info.frame_count if self._video else len(self.files)
 
-    return probe_video(source).frame_count if source.is_file() and is_video(source) else None
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 BGR frames, a folder's in natural order of their names.
+
+        Raises:
+            InputError: unreadable.
+        """
+        from musetalk.media.image import read_image
+
+        return iter(self._video) if self._video else map(read_image, self.files)
+
+    def timeline(self) -> Timeline | None:
+        """A video's own time, once its frames have been read; None of images."""
+        return Timeline.of(self._video.times, self._video.info.fps) if self._video else None

@@ -26,7 +26,7 @@ POLL = 0.05  # seconds between looks at whether who asked has gone
 MIXED_FRAMES = 32  # of several sessions, generated at once at most
 
 
-@dataclass
+@dataclass(eq=False)
 class Asked:
     """Faces that a session waits for."""
 
@@ -108,8 +108,7 @@ class Scheduler:
         """The oldest request, live ones first, with those that its engine can mix with it; [] at the end."""
         with self._changed:
             while True:
-                for asked in [asked for asked in self._waiting if asked.cancel.is_set()]:
-                    self._waiting.remove(asked)
+                self._waiting = deque(asked for asked in self._waiting if not asked.cancel.is_set())
                 if self._waiting or self._closed:
                     break
                 self._changed.wait()
@@ -123,8 +122,7 @@ class Scheduler:
                     if asked is not first and asked.opened.engine is first.opened.engine and fits:
                         batch.append(asked)
                         frames += len(asked.positions)
-            for asked in batch:
-                self._waiting.remove(asked)
+            self._waiting = deque(asked for asked in self._waiting if asked not in batch)
             return batch
 
 

@@ -61,6 +61,10 @@ class TemplateMetadata(TypedDict, total=False):
     pkl_mtime_ns: int
     source_sha256: str
     frame_size: list[int]
+    source_fps: float
+    source_duration: float
+    variable_frame_rate: bool
+    frame_times: list[float]
     unique_frames: int
     faceless_frames: int
     parameters: dict[str, Any]

@@ -2,6 +2,9 @@
 
 The cycle is the N frames forward, then backward, so that a short clip loops without a jump. Repeated
 frames are the same objects, so a frame costs its memory once; `unique` says which positions share one.
+
+A clip keeps its own time (`timeline`) and its cycle is walked by it, whatever the output's rate. Pictures
+have none, nor have caches of before: theirs are shown one per output frame.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ import numpy as np
 from musetalk.config import MIN_SIDE
 from musetalk.errors import CacheError
 from musetalk.geometry import NO_FACE, Box, clamp_box
+from musetalk.templates.timeline import Timeline
 
 LIST_KEYS = (
     "frame_list_cycle",
@@ -24,6 +29,7 @@ LIST_KEYS = (
     "mask_list_cycle",
     "mask_coords_list_cycle",
 )
+TIME_KEY = "frame_times"
 
 
 def ping_pong(items: Sequence[Any]) -> list[Any]:
@@ -40,6 +46,16 @@ def _first_face(bboxes: Sequence[Box]) -> Box:
     return next((box for box in bboxes if box != NO_FACE), NO_FACE)
 
 
+def _timeline(data: Mapping[str, Any], length: int) -> Timeline | None:
+    """The time that a cache dict keeps of its cycle of `length` positions; None where it keeps none."""
+    if TIME_KEY not in data:
+        return None
+    timeline = Timeline.from_dict(data[TIME_KEY])
+    if 2 * len(timeline.spans) != length:
+        raise ValueError(f"{len(timeline.spans)} times for a cycle of {length}")
+    return timeline
+
+
 @dataclass(frozen=True)
 class Template:
     """What inference needs to know of one portrait or clip; all lists cover the cycle.
@@ -52,6 +68,7 @@ class Template:
         crop_boxes: (x1, y1, x2, y2) of each mask; may reach outside the frame.
         original_bbox: the first face's box.
         processed_at: unix seconds.
+        timeline: the clip's own time; None shows one template frame per output frame.
         region_verdict: what preprocessing found of decoding only what the masks use; unchecked metadata.
         unique: for each position, the first position that holds the same frame.
     """
@@ -63,6 +80,7 @@ class Template:
     crop_boxes: list[Box]
     original_bbox: Box
     processed_at: float = field(default_factory=time.time)
+    timeline: Timeline | None = None
     region_verdict: object = None
     unique: list[int] = field(init=False)
 
@@ -78,8 +96,9 @@ class Template:
         latents: Sequence[Any],
         masks: Sequence[np.ndarray],
         crop_boxes: Sequence[Box],
+        timeline: Timeline | None = None,
     ) -> Template:
-        """The ping-pong cycle over N frames in their order."""
+        """The ping-pong cycle over N frames in their order, shown at their own time where they have one."""
         return cls(
             frames=ping_pong(frames),
             bboxes=ping_pong(bboxes),
@@ -87,6 +106,7 @@ class Template:
             masks=ping_pong(masks),
             crop_boxes=ping_pong(crop_boxes),
             original_bbox=_first_face(bboxes),
+            timeline=timeline,
         )
 
     def __len__(self) -> int:
@@ -112,9 +132,11 @@ class Template:
         height, width = self.frames[0].shape[:2]
         return width, height
 
-    def position(self, output_index: int) -> int:
-        """The cycle position that output frame `output_index` shows."""
-        return self.unique[output_index % len(self.frames)]
+    def position(self, output_index: int, fps: Fraction) -> int:
+        """The cycle position that output frame `output_index` shows at `fps` frames per second."""
+        if self.timeline is None:
+            return self.unique[output_index % len(self.frames)]
+        return self.unique[self.timeline.position(output_index / fps)]
 
     def has_face(self, position: int) -> bool:
         """Whether the frame at a cycle position shows a face."""
@@ -122,6 +144,7 @@ class Template:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented cache dict: plain containers and numpy arrays."""
+        times = {} if self.timeline is None else {TIME_KEY: self.timeline.to_dict()}
         return {
             "frame_list_cycle": self.frames,
             "coord_list_cycle": self.bboxes,
@@ -130,13 +153,14 @@ class Template:
             "mask_coords_list_cycle": self.crop_boxes,
             "original_bbox": self.original_bbox,
             "processed_at": self.processed_at,
+            **times,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Template:
         """A template from a cache dict, its lists checked against each other.
 
-        The two keys beside the lists may be absent, as in caches of the original system.
+        The keys beside the lists may be absent, as in caches of the original system.
 
         Raises:
             CacheError: a key is missing, the lists differ in length or hold something else.
@@ -156,9 +180,10 @@ class Template:
                 crop_boxes=[_box(box) for box in crop_boxes],
                 original_bbox=_box(data.get("original_bbox", _first_face(boxes))),
                 processed_at=float(data.get("processed_at", 0)),
+                timeline=_timeline(data, len(frames)),
             )
             template._check_images()
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as e:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
             raise CacheError(
                 f"the template cache is damaged 模板缓存已损坏: {e}",
                 "run preprocessing again 请重新运行预处理",

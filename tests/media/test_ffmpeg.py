@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +37,52 @@ def test_a_named_ffmpeg_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPa
     assert "FFMPEG_BINARY" in caught.value.hint
 
 
-def test_without_a_system_ffmpeg_the_wheel_has_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def searched_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """ffmpeg is looked for again, without FFMPEG_BINARY, before and after the test."""
     monkeypatch.delenv("FFMPEG_BINARY", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
     ffmpeg._find_ffmpeg.cache_clear()
-    try:
-        assert "imageio_ffmpeg" in ffmpeg.ffmpeg_path()
-    finally:
-        ffmpeg._find_ffmpeg.cache_clear()
+    yield
+    ffmpeg._find_ffmpeg.cache_clear()
+
+
+def system_ffmpeg(folder: Path) -> Path:
+    """A program called ffmpeg, as the system might have one, that can be started."""
+    program = folder / ("ffmpeg.exe" if os.name == "nt" else "ffmpeg")
+    shutil.copy(ffmpeg.ffmpeg_path(), program)
+    ffmpeg._find_ffmpeg.cache_clear()
+    return program
+
+
+def test_the_wheel_s_ffmpeg_comes_before_the_system_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched_anew: None
+) -> None:
+    system_ffmpeg(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "imageio_ffmpeg" in ffmpeg.ffmpeg_path()
+
+
+def test_the_system_s_ffmpeg_serves_where_the_wheel_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched_anew: None
+) -> None:
+    program = system_ffmpeg(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", _no_program)
+    assert Path(ffmpeg.ffmpeg_path()) == program
+
+
+def test_without_any_ffmpeg_the_error_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched_anew: None
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", _no_program)
+    with pytest.raises(EngineError) as caught:
+        ffmpeg.ffmpeg_path()
+    assert "imageio-ffmpeg" in caught.value.hint
+
+
+def _no_program() -> str:
+    raise RuntimeError("No ffmpeg exe could be found.")
 
 
 @pytest.mark.parametrize("path", [".", "", "programs", os.pathsep.join(["", ".", "programs"])])

@@ -43,6 +43,18 @@ def run_ffmpeg(*arguments: object) -> bytes:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
+def ffmpeg_version() -> int:
+    """The major version; that of builds named after their date or commit is taken for a new one."""
+    shown = subprocess.run([ffmpeg_path(), "-version"], stdout=subprocess.PIPE, check=True).stdout.decode()
+    found = re.match(r"ffmpeg version n?(\d+)\.", shown)
+    return int(found[1]) if found else 99
+
+
+VERSION = ffmpeg_version()
+SILENT_TAIL = Fraction(0) if VERSION >= 6 else Fraction(1024, 44_100)
+"""Seconds that a decoder adds to what the edit list shows: older ones play the last packet whole."""
+
+
 def describe(path: Path) -> str:
     command = [ffmpeg_path(), "-hide_banner", "-i", str(path)]
     return subprocess.run(command, stderr=subprocess.PIPE).stderr.decode("utf-8", "replace")
@@ -116,7 +128,7 @@ def test_all_frames_are_in_the_file_and_sound_ends_with_them(
     start = file.frame_times[0]
     assert all(abs(time - start - i / rate) <= clock for i, time in enumerate(file.frame_times))
     assert abs(file.picture_end - start - n_frames / rate) <= clock
-    assert abs(file.sound_end - file.picture_end) <= 1 / rate + clock
+    assert abs(file.sound_end - file.picture_end) <= 1 / rate + clock + SILENT_TAIL
     assert probe_video(path).fps == rate
     assert names(tmp_path) == sorted(["tone.wav", path.name])
 
@@ -125,7 +137,7 @@ def test_all_frames_are_in_the_file_and_sound_ends_with_them(
 def test_sound_of_any_rate_keeps_its_length(tmp_path: Path, write_tone: WriteTone, rate: int) -> None:
     sound = write_tone(int(rate * 1.01), rate)
     write(tmp_path / "out.mp4", [picture(64, 48)] * 60, fps=Fraction(60), audio_path=sound)
-    assert abs(reopen(tmp_path / "out.mp4").sound_end - Fraction(101, 100)) < Fraction(1, 500)
+    assert abs(reopen(tmp_path / "out.mp4").sound_end - Fraction(101, 100)) < Fraction(1, 500) + SILENT_TAIL
 
 
 def test_mp4_holds_h264_and_aac_with_its_index_in_front(tmp_path: Path, write_tone: WriteTone) -> None:
@@ -162,7 +174,7 @@ def test_a_late_start_or_gap_in_the_source_shifts_nothing(tmp_path: Path, write_
         late,
     )
     write(tmp_path / "out.mp4", [picture(64, 48)] * 25, audio_path=late)
-    assert abs(reopen(tmp_path / "out.mp4").sound_end - 1) < Fraction(1, 500)
+    assert abs(reopen(tmp_path / "out.mp4").sound_end - 1) < Fraction(1, 500) + SILENT_TAIL
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (63, 47), (64, 47), (17, 48)])
@@ -201,7 +213,7 @@ def test_colours_survive_the_way_there_and_back(
     write(path, [buffer] * 3, width=128, height=96, pixel_format=pixel_format)
     difference = next(read_video(path)).astype(int) - frame
     assert np.abs(difference).mean() < 3
-    assert np.abs(difference.mean(axis=(0, 1))).max() < 1
+    assert np.abs(difference.mean(axis=(0, 1))).max() < 1.5  # swscale of ffmpeg 5 makes red 1.3 brighter
 
 
 def test_the_same_frames_make_the_same_bytes(tmp_path: Path, write_tone: WriteTone) -> None:
@@ -503,7 +515,9 @@ def test_rotation_is_applied(tmp_path: Path, degrees: int) -> None:
     run_ffmpeg(
         "-i", tmp_path / "p.png", "-c:v", "libx264", "-qp", 0, "-pix_fmt", "yuv444p", tmp_path / "v.mp4"
     )
-    run_ffmpeg("-display_rotation", degrees, "-i", tmp_path / "v.mp4", "-c", "copy", tmp_path / "r.mp4")
+    turned = ("-display_rotation", degrees) if VERSION >= 6 else ()
+    tagged = () if VERSION >= 6 else ("-metadata:s:v", f"rotate={degrees}")
+    run_ffmpeg(*turned, "-i", tmp_path / "v.mp4", "-c", "copy", *tagged, tmp_path / "r.mp4")
     expected = np.rot90(frame, degrees // 90)
     (rotated,) = read_video(tmp_path / "r.mp4")
     assert rotated.shape == expected.shape

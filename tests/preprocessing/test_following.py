@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from musetalk.config import PreprocessingConfig
 from musetalk.faces.base import Face, by_size
@@ -20,7 +21,7 @@ def _face(x: float, y: float, side: float = 60.0, mesh: bool = True) -> Face:
     points[0], points[16], points[8], points[29] = (0, 0.5), (1, 0.5), (0.5, 1), (0.5, 0.5)
     landmarks = (points * side + [x, y]).astype(np.float32)
     box = (int(x), int(y), int(x + side), int(y + side))
-    grid = np.full((478, 2), [x, y], np.float32)
+    grid = (np.random.default_rng(1).random((478, 2)) * side + [x, y]).astype(np.float32)
     return Face(landmarks, box, grid if mesh else None, grid[:, 0] if mesh else None)
 
 
@@ -63,7 +64,7 @@ def test_another_face_is_followed_once_the_first_has_gone() -> None:
 
 def test_smoothing_takes_noise_off_and_keeps_gaps() -> None:
     rng = np.random.default_rng(0)
-    faces = [_face(100 + dx, 50 + dy) for dx, dy in rng.normal(0, 1, (60, 2))]
+    faces = [_face(100 + dx, 50 + dy) for dx, dy in rng.normal(0, 0.1, (60, 2))]
     smooth = smooth_track([*faces[:30], None, *faces[30:]])
     assert [i for i, face in enumerate(smooth) if face is None] == [30]
     before = np.stack([face.mesh[0] for face in faces if face.mesh is not None])
@@ -80,6 +81,41 @@ def test_shots_do_not_bleed_into_each_other() -> None:
             assert before is after
         else:
             np.testing.assert_allclose(after.landmarks68, before.landmarks68, atol=1e-3)
+
+
+def _strayed(course: np.ndarray) -> float:
+    """Pixels that smoothed landmarks are off, at most, of a head that moves on `course` (T, 2)."""
+    faces = [_face(100 + dx, 50 + dy) for dx, dy in course]
+    smooth = [face for face in smooth_track(faces) if face is not None]
+    pairs = zip(faces, smooth, strict=True)
+    return max(float(np.abs(after.landmarks68 - before.landmarks68).max()) for before, after in pairs)
+
+
+@pytest.mark.parametrize("hertz", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("pixels", [3, 14])
+def test_a_shaken_head_is_followed(hertz: int, pixels: int) -> None:
+    """At 25 frames per second and 60 pixels of face: a fifth of its own mouth's height at most."""
+    angle = 2 * np.pi * hertz * np.arange(50) / 25
+    assert _strayed(pixels * np.stack([np.sin(angle), np.cos(angle) / 2], axis=1)) < 0.8
+
+
+def test_a_sudden_start_and_stop_are_followed() -> None:
+    course = np.zeros((60, 2))
+    course[20:30, 0] = np.linspace(0, 60, 10)
+    course[30:, 0] = 60
+    assert _strayed(course) < 1.0
+
+
+@pytest.mark.parametrize("shift", [3, 12, 25])
+def test_a_cut_between_places_close_to_each_other_is_kept(shift: int) -> None:
+    first, second = [_face(100, 50)] * 12, [_face(100 + shift, 50 + shift)] * 12
+    smooth = smooth_track([*first, *second], frozenset({12}))
+    boxes = face_boxes(smooth, (200, 300), PreprocessingConfig(), 0, frozenset({12}))
+    assert boxes[:12] == [(100, 50, 160, 110)] * 12
+    assert boxes[12:] == [(100 + shift, 50 + shift, 160 + shift, 110 + shift)] * 12
+    for face, known in zip(smooth, [*first, *second], strict=True):
+        assert face is not None
+        np.testing.assert_allclose(face.landmarks68, known.landmarks68, atol=1e-3)
 
 
 def test_faces_without_a_mesh_are_smoothed_too() -> None:

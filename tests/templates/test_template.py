@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -15,13 +17,22 @@ CROPS = make_template(2).crop_boxes
 def test_cycle_is_frames_forward_then_backward_as_references():
     template = make_template(3)
     assert [id(frame) for frame in template.frames[:3]] == [id(frame) for frame in template.frames[:2:-1]]
-    assert [template.position(i) for i in range(9)] == [0, 1, 2, 2, 1, 0, 0, 1, 2]
+    assert [template.position(i, Fraction(25)) for i in range(9)] == [0, 1, 2, 2, 1, 0, 0, 1, 2]
     assert template.unique_count == 3
 
 
 def test_faceless_frame_keeps_its_place():
     template = make_template(4, faceless=(0, 2))
-    assert [template.has_face(template.position(i)) for i in range(8)] == [0, 1, 0, 1, 1, 0, 1, 0]
+    assert [template.has_face(template.position(i, Fraction(60))) for i in range(8)] == [
+        0,
+        1,
+        0,
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]
     assert template.original_bbox == template.bboxes[1]
 
 

@@ -1,0 +1,70 @@
+"""What a file is, told by its first bytes: a picture, a clip, or nothing that is known here.
+
+The decision a reader would question: names are not asked first. Phones, chats and downloads rename files, and
+a picture that is called .mp4 is a picture to whoever looks at it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from musetalk.config import IMAGE_SUFFIXES
+
+Kind = Literal["image", "video"]
+
+LOOKED_AT = 1024  # bytes
+_PICTURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*"),
+    *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"8BPS", b"\0\0\1\0", b"\xff\x0a", b"\0\0\0\x0cJXL "),
+)
+_CLIPS = (
+    *(b"\x1a\x45\xdf\xa3", b"FLV\1", b"OggS", b".RMF", b"DKIF", b"YUV4MPEG2", b"nut/multimedia"),
+    *(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\0\1", b"\0\0\1\x67"),
+    *(b"\x06\x0e\x2b\x34\x02\x05\x01\x01", b"\xb7\xd8\x00\x20\x37\x49\xda\x11"),
+)
+_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_TRANSPORT_PACKETS = (188, 192, 204)  # bytes
+
+
+def kind_of(path: Path) -> Kind:
+    """Whether `path` holds a picture or a clip; where its bytes say neither, what its name says.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as stream:
+        known = _by_content(stream.read(LOOKED_AT))
+    return known or ("image" if path.suffix.lower() in IMAGE_SUFFIXES else "video")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether `path`'s first bytes are a picture's; False for what can't be read."""
+    try:
+        with path.open("rb") as stream:
+            return _by_content(stream.read(LOOKED_AT)) == "image"
+    except OSError:
+        return False
+
+
+def _by_content(head: bytes) -> Kind | None:
+    box = head[4:8]
+    if box == b"ftyp":
+        return "image" if head[8:12] in _PICTURE_BRANDS else "video"
+    if head[:4] == b"RIFF":
+        return {b"WEBP": "image", b"AVI ": "video"}.get(head[8:12])  # type: ignore[return-value]
+    if head.startswith(_PICTURES):
+        return "image"
+    if head.startswith(_CLIPS) or box in _BOXES or _is_transport_stream(head):
+        return "video"
+    return None
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Sync bytes at the distance of packets; M2TS puts four bytes of time before each."""
+    return any(
+        len(head) > start + 2 * size and all(head[start + i * size] == 0x47 for i in range(3))
+        for size in _TRANSPORT_PACKETS
+        for start in (0, size - 188 if size == 192 else 0)
+    )
