@@ -17,7 +17,7 @@ from musetalk.faces.head import (
     INNER_UPPER_LIP,
     LEFT_BROW,
     LEFT_EYE,
-    NOSE,
+    NOSE_OUTLINE,
     OUTER_LOWER_LIP,
     OUTER_UPPER_LIP,
     RIGHT_BROW,
@@ -33,7 +33,7 @@ _Polygons = tuple[tuple[int, tuple[int, ...]], ...]  # class, and indices of lan
 
 _MESH_POLYGONS: _Polygons = (
     (labels.SKIN, FACE_OVAL),
-    (labels.NOSE, NOSE),
+    (labels.NOSE, NOSE_OUTLINE),
     (labels.BROWS[0], LEFT_BROW),
     (labels.BROWS[1], RIGHT_BROW),
     (labels.EYES[0], LEFT_EYE),

@@ -273,7 +273,7 @@ def read_tracks(folder: Path) -> list[TrackedSpeaker]:
             path = folder / f"{name}.flac"
             waveform, rate = soundfile.read(path, dtype="float32")
             if rate != SAMPLE_RATE:
-                raise InputError(f"{path} has {rate} samples/s", "resample it to 16000")
+                raise InputError(f"{path} has {rate} samples/s", f"resample it to {SAMPLE_RATE}")
             rows = np.flatnonzero(speaker == name)
             cuts = [waveform[slot[row] * SLOT : (slot[row] + 1) * SLOT] for row in rows]
             speakers.append(TrackedSpeaker(name, cuts, [tracks[row] for row in rows]))

@@ -26,26 +26,25 @@ from musetalk.engines.lite.parameters import (
     rig_opening,
     rig_width,
 )
-from musetalk.training import phones
 from musetalk.training.convert_encoder import LAYERS, OPSET, WIDTH, OnnxGraph
+from musetalk.training.phones import EVENT_COLUMNS
 
 N_STATES = LAYERS + 1
 N_PARAMETERS = len(RIG_PARAMETERS)
-EVENTS = [PARAMETER_INDEX[name] for name in phones.EVENTS]
 
 OPENING_UNIT, WIDTH_UNIT, CHIN_UNIT = 0.05, 0.03, 0.04  # eye distances: what one unit of loss is
 PARAMETER_WEIGHT = torch.full((N_PARAMETERS,), 0.1)
-PARAMETER_WEIGHT[EVENTS] = torch.tensor([1.0, 0.6, 0.3])  # lip_press, lip_tuck, tongue_up
+PARAMETER_WEIGHT[EVENT_COLUMNS] = torch.tensor([1.0, 0.6, 0.3])  # lip_press, lip_tuck, tongue_up
 CLOSURE_WEIGHT = 3.0  # extra, of the opening where the lips should meet
 SILENCE_WEIGHT = 1.0  # of the absolute movement in silence: squares alone let the mouth hover there
 # Of the activity's sigmoid: while learning 0.1 is still and 0.9 is all, a wide band that keeps its gradient;
 # what ships is still from 0.18 down.
 LEARNING_GAIN, LEARNING_LOSS = 1.25, 0.125
 ACTIVITY_GAIN, ACTIVITY_LOSS = 1.4, 0.25
-# Of the members' mean, by event as in EVENTS: a closure of chance 0.4 is made whole, for lips that fail to
-# meet are seen before any other mistake; a tuck or a tongue tip from 0.65.
+# Of the members' mean, by event as in `phones.EVENTS`: a closure of chance 0.4 is made whole, for lips that
+# fail to meet are seen before any other mistake; a tuck or a tongue tip from 0.65.
 EVENT_GAIN, EVENT_LOSS = (3.0, 2.0, 2.0), (0.2, 0.3, 0.3)
-HIDDEN = 128
+HIDDEN_WIDTH = 128
 KERNEL = 5  # steps; three convolutions of it look 120 ms ahead
 
 
@@ -60,10 +59,12 @@ class Member(nn.Module):
         super().__init__()
         self.mix = nn.Parameter(torch.zeros(N_STATES))
         self.dropout = nn.Dropout(dropout)
-        self.input = nn.Linear(WIDTH + 1, HIDDEN)
-        self.inner = nn.ModuleList(nn.Conv1d(HIDDEN, HIDDEN, KERNEL, padding=KERNEL // 2) for _ in range(2))
+        self.input = nn.Linear(WIDTH + 1, HIDDEN_WIDTH)
+        self.inner = nn.ModuleList(
+            nn.Conv1d(HIDDEN_WIDTH, HIDDEN_WIDTH, KERNEL, padding=KERNEL // 2) for _ in range(2)
+        )
         self.inner_dropout = nn.Dropout(dropout / 2)
-        self.output = nn.Conv1d(HIDDEN, N_PARAMETERS + 1, KERNEL, padding=KERNEL // 2)
+        self.output = nn.Conv1d(HIDDEN_WIDTH, N_PARAMETERS + 1, KERNEL, padding=KERNEL // 2)
 
     def forward(self, states: torch.Tensor, loudness: torch.Tensor) -> torch.Tensor:
         """Rig parameters (B, T, 10) of hidden states (B, T, 5, 384) and loudness (B, T)."""
@@ -76,7 +77,7 @@ class Member(nn.Module):
         gain, loss = learning if self.training else shipped
         activity = (gain * torch.sigmoid(x[..., N_PARAMETERS:]) - loss).clamp(0, 1)
         values = x[..., :N_PARAMETERS].clone()
-        values[..., EVENTS] = torch.sigmoid(values[..., EVENTS])
+        values[..., EVENT_COLUMNS] = torch.sigmoid(values[..., EVENT_COLUMNS])
         return values * activity
 
 
@@ -96,7 +97,7 @@ def decided(parameters: torch.Tensor) -> torch.Tensor:
     mistake."""
     values = parameters.clone()
     gain, loss = torch.tensor(EVENT_GAIN), torch.tensor(EVENT_LOSS)
-    values[..., EVENTS] = (gain * values[..., EVENTS] - loss).clamp(0, 1)
+    values[..., EVENT_COLUMNS] = (gain * values[..., EVENT_COLUMNS] - loss).clamp(0, 1)
     return values
 
 
@@ -145,9 +146,9 @@ def export(members: Sequence[Member]) -> bytes:
     loudness = graph.step("Unsqueeze", "loudness", graph.whole(1))
     outputs = [_member_graph(graph, f"members.{i}", normal, loudness) for i in range(len(members))]
     mean = graph.step("Mean", *outputs)
-    is_event = graph.constant("is_event", np.isin(np.arange(N_PARAMETERS), EVENTS))
+    is_event = graph.constant("is_event", np.isin(np.arange(N_PARAMETERS), EVENT_COLUMNS))
     gain, loss = np.ones(N_PARAMETERS, np.float32), np.zeros(N_PARAMETERS, np.float32)
-    gain[EVENTS], loss[EVENTS] = EVENT_GAIN, EVENT_LOSS
+    gain[EVENT_COLUMNS], loss[EVENT_COLUMNS] = EVENT_GAIN, EVENT_LOSS
     decided_events = _clipped(graph, mean, "event", gain, loss)
     graph.nodes.append(helper.make_node("Where", [is_event, decided_events, mean], ["rig_parameters"]))
     model = helper.make_model(
@@ -183,7 +184,7 @@ def _member_graph(graph: OnnxGraph, name: str, normal: str, loudness: str) -> st
         if layer != "output":
             x = graph.step("Gelu", x)
     x = graph.step("Transpose", graph.step("Squeeze", x, graph.whole(0)), perm=(1, 0))
-    is_event = graph.constant("is_event", np.isin(np.arange(N_PARAMETERS), EVENTS))
+    is_event = graph.constant("is_event", np.isin(np.arange(N_PARAMETERS), EVENT_COLUMNS))
     values = graph.step("Slice", x, graph.whole(0), graph.whole(N_PARAMETERS), graph.whole(1))
     activity = graph.step(
         "Slice", x, graph.whole(N_PARAMETERS), graph.whole(N_PARAMETERS + 1), graph.whole(1)

@@ -199,7 +199,7 @@ FIRST_PART = 0.55
 _PART_OF_CLOSURE = {"p": 0.65, "b": 0.85, "m": 1.0}
 
 _JAW = PARAMETER_INDEX["jaw_open"]
-_EVENT_COLUMNS = [PARAMETER_INDEX[name] for name in EVENTS]
+EVENT_COLUMNS = [PARAMETER_INDEX[name] for name in EVENTS]
 # Which strength rules each rig parameter; the smile comes and goes with the width.
 _RULED_BY = {"jaw_open": "jaw", "lip_width": "width", "smile": "width", "pucker": "pucker"}
 _RULES = [Strength._fields.index(_RULED_BY.get(name, "lips")) for name in NAMES]
@@ -284,7 +284,7 @@ def mouth_curves(phones: Sequence[Phone], n_steps: int, loudness: np.ndarray | N
     curves = _smooth(_blend(phones, times))
     if loudness is not None:
         curves[:, _JAW] *= 1 + LOUDNESS_SHARE * np.tanh(loudness / 10)
-    curves[:, _EVENT_COLUMNS] = 0
+    curves[:, EVENT_COLUMNS] = 0
     for start, end in closures(phones):
         press = curves[:, PARAMETER_INDEX["lip_press"]]
         np.maximum(press, _trapezoid(times, start, end), out=press)

@@ -13,7 +13,7 @@ import pytest
 
 from musetalk.config import REPOSITORY
 from musetalk.faces.base import Face
-from musetalk.faces.head import LEFT_EYE, MESH_TO_68, OUTER_LIPS, RIGHT_EYE
+from musetalk.faces.head import INNER_LIPS, LEFT_EYE, MESH_TO_68, RIGHT_EYE
 from musetalk.faces.mediapipe import MediapipeDetector
 from musetalk.geometry import overlap
 from musetalk.preprocessing.following import track
@@ -42,7 +42,7 @@ def test_a_portrait_has_one_face(detector: MediapipeDetector, image: np.ndarray)
     assert face.mesh.shape == (478, 2) and face.mesh.dtype == np.float32
     assert face.mesh_z.shape == (478,) and face.mesh_z.dtype == np.float32
     np.testing.assert_array_equal(face.landmarks68, face.mesh[list(MESH_TO_68)])
-    right_eye, left_eye, mouth = (_middle(face, part) for part in (RIGHT_EYE, LEFT_EYE, OUTER_LIPS))
+    right_eye, left_eye, mouth = (_middle(face, part) for part in (RIGHT_EYE, LEFT_EYE, INNER_LIPS))
     assert right_eye[0] < mouth[0] < left_eye[0]
     assert mouth[1] > max(right_eye[1], left_eye[1])
     assert 60 < face.detection[2] - face.detection[0] < 130

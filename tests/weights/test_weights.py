@@ -259,7 +259,7 @@ def test_a_stored_token_goes_to_no_other_host_than_the_hubs(
     server: LoopbackServer, tmp_path: Path, named: str
 ) -> None:
     pytest.importorskip("huggingface_hub", reason="needs the full environment (make install-full)")
-    official = next(file for file in REGISTRY if file.path == "whisper/preprocessor_config.json")
+    official = next(file for file in REGISTRY if file.path == "whisper/config.json")
     source = official.source
     path = f"/{source.repository}/resolve/{source.revision}/{source.location}"
     server.paths[path] = behaviour = Behaviour(content=b"{}")
