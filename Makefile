@@ -16,7 +16,7 @@ demo: $(LITE)/installed
 test: $(FULL)/installed
 	$(FULL)/bin/python -m pytest
 
-test-lite: $(LITE)/installed
+test-lite: $(LITE)/installed-dev
 	$(LITE)/bin/python -m pytest
 
 lint: $(FULL)/installed
@@ -35,7 +35,11 @@ $(LITE)/installed: requirements-lite.txt
 	$(LITE)/bin/python $(PIP) --no-deps mediapipe==0.10.21
 	touch $@
 
-$(FULL)/installed: requirements.txt requirements-lite.txt requirements-no-deps.txt
+$(LITE)/installed-dev: $(LITE)/installed requirements-dev.txt
+	$(LITE)/bin/python $(PIP) -r requirements-dev.txt
+	touch $@
+
+$(FULL)/installed: $(wildcard requirements*.txt)
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(FULL)
 	$(FULL)/bin/python $(PIP) -r requirements.txt

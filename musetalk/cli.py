@@ -436,11 +436,7 @@ def execute(
     except ModuleNotFoundError as e:
         log.debug("raised here", exc_info=True)
         message = f"the Python package {e.name} is not installed 缺少Python包"
-        hint = (
-            "use the Python of `make install` (.venv), or run 请安装依赖: "
-            f'"{sys.executable}" -m pip install -r "{REPOSITORY / "requirements-lite.txt"}" and then '
-            f'"{sys.executable}" -m pip install --no-deps {MEDIAPIPE_PACKAGE}'
-        )
+        hint = _install_hint()
         say(message, hint)
         return _failure(EngineError.error_code, message, hint, template_id), EngineError.exit_code
     except Exception as e:  # noqa: BLE001 - the last line of defence: a defect becomes an answer too
@@ -449,6 +445,17 @@ def execute(
         hint = "please report this with the lines above 请附上以上日志反馈"
         say(message, hint)
         return _failure("internal", message, hint, template_id), 1
+
+
+def _install_hint() -> str:
+    requirements = REPOSITORY / "requirements-lite.txt"
+    install = f'"{sys.executable}" -m pip install'
+    packages = "install the wheel again with its dependencies 请重新安装依赖,"
+    if requirements.is_file():
+        packages = (
+            f'use the Python of `make install` (.venv), or run 请安装依赖: {install} -r "{requirements}"'
+        )
+    return f"{packages} and then {install} --no-deps {MEDIAPIPE_PACKAGE}"
 
 
 def _configure_logging(verbose: bool) -> None:

@@ -23,8 +23,12 @@ FaceParserRequest = Literal["auto", "landmarks", "bisenet"]
 RuntimeRequest = Literal["auto", "torch", "openvino"]
 Switch = Literal["auto", "on", "off"]
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-LITE_MODELS = REPOSITORY / "models" / "lite"  # bundled: lite's networks, the demo's portraits and speech
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = (_PACKAGE / "models").is_dir()  # a wheel carries the bundled models inside the package
+REPOSITORY = Path.cwd() if _INSTALLED else _PACKAGE.parent
+"""The checkout; without one the working directory, so that nothing is ever written beside the package."""
+LITE_MODELS = (_PACKAGE if _INSTALLED else REPOSITORY) / "models" / "lite"
+"""Bundled: lite's networks, the demo's portraits and speech."""
 MEDIAPIPE_PACKAGE = "mediapipe==0.10.21"  # installed with --no-deps; the last release with its models
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")

@@ -392,7 +392,7 @@ def test_signals_end_a_rendering_and_leave_nothing(workplace, write_tone, tmp_pa
     while not list(workplace.glob("long/frames/.*.tmp/00000010.png")):
         assert process.poll() is None
     process.send_signal(number)
-    stdout, _ = process.communicate(timeout=5)
+    stdout, _ = process.communicate(timeout=60)
     assert process.returncode == code and json.loads(stdout)["error_code"] == "interrupted"
     assert not leftovers(workplace) and not (workplace / "long" / "long.mp4").exists()
     pids = [int(line) for line in children.read_text().split()]

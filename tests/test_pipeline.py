@@ -28,11 +28,11 @@ def test_a_stage_stays_within_its_depth_of_the_consumer():
 
     with Pipeline() as pipeline:
         items = pipeline.overlap(numbers(), "numbers", 3)
-        next(items)
-        for _ in range(5):
-            assert moved.acquire(timeout=5)
-        assert not moved.acquire(timeout=0.2)
-        assert len(made) == 5  # one consumed, three queued, one in hand
+        for consumed in range(1, 96):
+            assert next(items) == consumed - 1
+            while len(made) < consumed + 4:
+                assert moved.acquire(timeout=60)
+            assert len(made) == consumed + 4  # three queued, one in hand
 
 
 def test_the_first_error_is_raised_where_the_chain_is_consumed():
@@ -71,10 +71,43 @@ def test_call_returns_the_result_and_raises_the_error_of_its_function():
             pipeline.call(lambda: 1 / 0, "division")
 
 
-def test_clock_adds_up_work_per_stage_and_keeps_intervals_on_request():
+class Stopwatch:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def stopwatch(monkeypatch) -> Stopwatch:
+    watch = Stopwatch()
+    monkeypatch.setattr("musetalk.pipeline.time", watch)
+    return watch
+
+
+def test_clock_counts_the_making_of_items_and_not_what_is_done_with_them(stopwatch):
+    def slow():
+        for seconds in (1, 2, 4):
+            stopwatch.now += seconds
+            yield seconds
+        stopwatch.now += 8
+
     clock = StageClock(record=True)
-    assert list(clock.timed("count", range(4))) == [0, 1, 2, 3]
-    assert len(clock.intervals["count"]) == 5  # four items and the end
-    assert clock.seconds["count"] == pytest.approx(
-        sum(end - start for start, end in clock.intervals["count"])
-    )
+    for _ in clock.timed("work", slow()):
+        stopwatch.now += 50
+    assert clock.seconds == {"work": 15}
+    assert clock.intervals["work"] == [(0, 1), (51, 53), (103, 107), (157, 165)]
+
+
+def test_clock_counts_a_stage_that_failed_and_keeps_stages_apart(stopwatch):
+    clock = StageClock()
+    with pytest.raises(LookupError), clock.stage("load"):
+        stopwatch.now += 3
+        raise LookupError
+    with clock.stage("encode"):
+        stopwatch.now += 0.5
+    assert clock.seconds == {"load": 3, "encode": 0.5} and clock.intervals == {}
+    assert clock.summary() == "load 3.00 s, encode 0.50 s"

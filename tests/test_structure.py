@@ -122,7 +122,8 @@ def _impatient_calls(path: Path) -> Iterator[int]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name, receiver = node.func.attr, ast.unparse(node.func.value)
             renames = name == "replace" and len(node.args) == 1 and not node.keywords
-            changes = renames or name in ("unlink", "rename", "rmdir", "rmtree", "remove", "move")
+            moves = name in ("remove", "move") and receiver in ("os", "shutil")
+            changes = renames or moves or name in ("unlink", "rename", "rmdir", "rmtree")
             if changes and receiver not in NO_PATHS:
                 yield node.lineno
 

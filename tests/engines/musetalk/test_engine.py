@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from musetalk.engines.musetalk.engine import (  # noqa: E402
 from musetalk.weights import files as weight_files  # noqa: E402
 
 DATA = REPOSITORY / "tests" / "data"
+CPU_INFO = Path("/proc/cpuinfo")
 FACE = (40, 36, 150, 192)
 FPS_25 = Fraction(25)
 UNET_START = [-0.0080875, -0.0629875, -0.0111438]  # first values of the goldens' weights
@@ -345,7 +347,13 @@ def test_positions_follow_vaswani() -> None:
 def test_half_precision_is_taken_only_where_the_device_computes_in_it() -> None:
     assert running_dtype("cuda:0", half=True) == "float16"
     assert running_dtype("cpu", half=False) == "float32"
-    assert running_dtype("cpu", half=True) in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(not CPU_INFO.exists(), reason="reads the processor's flags from /proc/cpuinfo")
+def test_half_precision_on_a_cpu_is_what_its_flags_say() -> None:
+    flags = set(re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)[1].split())
+    native = bool(flags & {"avx512_bf16", "amx_tile"})
+    assert running_dtype("cpu", half=True) == ("bfloat16" if native else "float32")
 
 
 def test_a_template_of_another_engine_is_refused(engine: MuseTalkEngine) -> None:
