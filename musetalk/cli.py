@@ -37,6 +37,7 @@ from musetalk.config import (
     Switch,
 )
 from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, UsageError
+from musetalk.native_messages import NativeMessages
 from musetalk.service import IntegratedMuseTalkService
 from musetalk.templates.store import check_template_id
 
@@ -481,11 +482,13 @@ class Ending:
 
     Args:
         stdout: where the answer goes.
+        native: what native code writes to stderr, to be passed on before the end.
     """
 
-    def __init__(self, stdout: IO[bytes]) -> None:
+    def __init__(self, stdout: IO[bytes], native: NativeMessages | None = None) -> None:
         self.template_id: str | None = None
         self._stdout = stdout
+        self._native = native
         self._noticed = threading.Event()
         self._answering = threading.Lock()
 
@@ -521,6 +524,8 @@ class Ending:
             self._stdout.write(text.encode("utf-8", "backslashreplace") + b"\n")
             self._stdout.flush()
         say()
+        if self._native is not None:
+            self._native.close()
         # Threads inside native calls must not hold back the exit; everything of ours is closed by now.
         os._exit(code)
 
@@ -542,9 +547,9 @@ def run(main: Callable[[Sequence[str]], tuple[Command, argparse.Namespace]]) -> 
     """Runs a script's command line and ends the process: JSON on stdout, the rest on stderr."""
     _open_closed_streams()
     sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    ending = Ending(os.fdopen(os.dup(1), "wb"))
+    ending = Ending(os.fdopen(os.dup(1), "wb"), NativeMessages())
     if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
-        os.dup2(2, 1)
+        os.dup2(sys.stderr.fileno(), 1)
     ending.watch()
     answer, code = execute(main, sys.argv[1:], ending)
     _ignore_signals()

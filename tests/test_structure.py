@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "musetalk"
 LAYERS = (
     ("errors",),
     ("config",),
-    ("geometry", "files", "device", "pipeline"),
+    ("geometry", "files", "device", "pipeline", "native_messages"),
     ("media", "templates", "weights", "warp"),
     ("checkpoints", "whisper"),
     ("faces",),

@@ -9,11 +9,7 @@ searched again on overlapping tiles and with a margin around it.
 from __future__ import annotations
 
 import logging
-import os
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -101,7 +97,7 @@ class MediapipeDetector:
 
 
 class _FaceMesh:
-    """MediaPipe's solution object, kept quiet: its C++ parts write warnings at the first frame."""
+    """MediaPipe's solution object, made when it is first needed."""
 
     def __init__(self, static: bool) -> None:
         self._static = static
@@ -112,11 +108,8 @@ class _FaceMesh:
 
         rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         if self._solution is None:
-            with _native_messages_logged():
-                self._solution = _make_solution(self._static)
-                result = self._solution.process(rgb)
-        else:
-            result = self._solution.process(rgb)
+            self._solution = _make_solution(self._static)
+        result = self._solution.process(rgb)
         height, width = frame.shape[:2]
         found = [_to_face(mesh.landmark, height, width) for mesh in result.multi_face_landmarks or ()]
         return by_size(face for face in found if _is_usable(face, height, width))
@@ -185,23 +178,3 @@ def _distinct(faces: Iterable[Face]) -> list[Face]:
         if all(overlap(face.detection, other.detection) < _SAME_FACE for other in result):
             result.append(face)
     return result
-
-
-@contextmanager
-def _native_messages_logged() -> Iterator[None]:
-    """What native code writes to the process's stderr becomes one debug message of our log."""
-    try:
-        saved = os.dup(_STDERR)
-    except OSError:  # a process without stderr
-        yield
-        return
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        try:
-            os.dup2(file.fileno(), _STDERR)
-            yield
-        finally:
-            os.dup2(saved, _STDERR)
-            os.close(saved)
-            file.seek(0)
-            log.debug("mediapipe: %s", file.read().decode("utf-8", "replace").strip())

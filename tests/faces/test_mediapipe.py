@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from musetalk.config import REPOSITORY
 from musetalk.faces.base import Face
 from musetalk.faces.head import INNER_LIPS, LEFT_EYE, MESH_TO_68, RIGHT_EYE
 from musetalk.faces.mediapipe import MediapipeDetector
@@ -126,27 +122,3 @@ def test_a_video_keeps_to_its_face_beside_another(image: np.ndarray) -> None:
     assert all(face is not None and face.detection[0] < 512 for face in faces)
     boxes = [face.detection for face in faces if face is not None]
     assert all(overlap(box, boxes[0]) > 0.8 for box in boxes)
-
-
-def test_native_messages_are_logged_not_printed(portrait: Path) -> None:
-    code = (
-        "import logging, sys, cv2\n"
-        "logging.basicConfig(level=logging.WARNING)\n"
-        "from musetalk.faces.mediapipe import MediapipeDetector\n"
-        "assert MediapipeDetector().detect(cv2.imread(sys.argv[1]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(portrait)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == ""
-    assert done.stderr == ""
-
-
-def test_native_messages_reach_the_debug_log(image: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "musetalk.faces.mediapipe"):
-        MediapipeDetector().detect(image)
-    assert any(record.levelno == logging.DEBUG for record in caplog.records)
