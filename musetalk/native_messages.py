@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 STDERR = 2  # file descriptor
 CHATTER = re.compile(
-    rb"INFO: Created TensorFlow Lite|WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:\d\d\.\d+ "
+    rb"INFO: Created TensorFlow Lite|WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:\d+\.\d+ "
 )
 """Lines that MediaPipe's parts write whenever they start, and that no setting of theirs silences: notes and
 warnings of its log, not errors."""
