@@ -444,11 +444,11 @@ def _encode_arguments(
             {"acodec": "aac", "aac_coder": "fast"} if target.suffix in MP4_SUFFIXES else {"acodec": "libopus"}
         )
     if target.suffix in MP4_SUFFIXES:
-        options |= {"movflags": "+faststart", "video_track_timescale": _timescale(fps)}
+        options |= {"movflags": "+faststart", "video_track_timescale": timescale(fps)}
     output = builder.output(*streams, ffmpeg.file_url(target), **options)
     return list(builder.get_args(builder.overwrite_output(output)))
 
 
-def _timescale(fps: Fraction) -> int:
+def timescale(fps: Fraction) -> int:
     """Ticks per second in which a frame's duration is a whole number."""
     return fps.numerator * -(-MIN_TIMESCALE // fps.numerator)
