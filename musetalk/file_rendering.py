@@ -16,7 +16,7 @@ from musetalk.config import EncodingConfig
 from musetalk.device import Device
 from musetalk.errors import CancelledRun, InputError
 from musetalk.pipeline import StageClock
-from musetalk.rendering import Conduct, OpenedTemplate, RenderingInfo, Request, render
+from musetalk.rendering import Conduct, OpenedTemplate, Position, RenderingInfo, Request, render
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,18 @@ class InferenceResult:
     engine: str
     device: Device
     dtype: str
+
+
+class TooShortError(InputError):
+    """The sound completes no frame.
+
+    Attributes:
+        position: where the session stands behind it; what comes next may complete the frame.
+    """
+
+    def __init__(self, position: Position) -> None:
+        super().__init__("the audio is shorter than one frame 音频太短", "use a longer recording")
+        self.position = position
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ def render_file(
         expected: frames to come, for the progress bar; None where it isn't known.
 
     Raises:
-        InputError: the audio can't be read or is shorter than one frame.
+        InputError: the audio can't be read; `TooShortError` where it completes no frame.
         CancelledRun: it was cancelled; nothing is left.
         OutputError: the video or a frame can't be written; nothing is left of them.
     """
@@ -116,7 +128,7 @@ def render_file(
         if request.cancel is not None and request.cancel.is_set():
             raise CancelledRun("the request was cancelled 已取消", "")
         if not writer.frame_count:
-            raise InputError("the audio is shorter than one frame 音频太短", "use a longer recording")
+            raise TooShortError(info.position)
         with clock.stage("encode"):
             writer.close()
     return info, first_frame

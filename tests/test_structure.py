@@ -50,7 +50,7 @@ ONLY_WHEN_ASKED = {
     "training/mouth_model.py",
 }
 """Modules that a framework may be imported at the top of, since they are imported only to use it."""
-NO_PATHS = {"parameter.output(0)"}
+NO_PATHS = {"parameter.output(0)", "self._waiting"}
 """What has a `replace` or `remove` of its own."""
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

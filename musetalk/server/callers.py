@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk import __version__
-from musetalk.config import EngineConfig, PreprocessingConfig
+from musetalk.config import Defaults, EngineConfig, PreprocessingConfig
 from musetalk.errors import InputError, MuseTalkError, UsageError
 from musetalk.server.paths import check_output, find_input
 from musetalk.server.segments import SegmentSessions
@@ -69,16 +69,25 @@ class Callers:
         template_id = _text(request.get("template_id"), "template_id")
         audio = self.find(request.get("audio_path"), "audio_path", trusted)
         output = self.output(request.get("output_path"), "output_path", trusted)
-        if request.get("template_dir"):
-            folder = self.find(request["template_dir"], "template_dir", trusted)
-            self.worker.service.preprocess_if_missing(template_id, folder)
-        batch_size = request.get("batch_size") or EngineConfig.batch_size
-        fps = request.get("fps") or 25
-        return dict(self.worker.render_file(template_id, audio, output, fps, batch_size=int(batch_size)))
+        folder = request.get("template_dir")
+        answer = self.worker.render_file(
+            template_id,
+            audio,
+            output,
+            str(request.get("fps") or Defaults.fps),
+            batch_size=_whole(request.get("batch_size") or EngineConfig.batch_size),
+            template_dir=self.find(folder, "template_dir", trusted) if folder else None,
+        )
+        return dict(answer)
 
     def check(self, template_id: str) -> dict[str, Any]:
         """Whether a template can be used."""
         return dict(self.worker.service.check_template_cache(template_id))
+
+    def keep_house(self) -> None:
+        """Ends silent sessions and removes old files; to be called now and then."""
+        self.sessions.end_idle()
+        self.sessions.sweep()
 
     def ping(self) -> dict[str, Any]:
         """That the worker is there."""
@@ -102,6 +111,12 @@ def _text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise UsageError(f"{name} is missing 缺少参数", f"send {name} as text")
     return value
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).isdecimal():
+        raise InputError(f"batch_size is {str(value)[:40]!r}", "batch_size is a whole number")
+    return int(value)
 
 
 def _replaced(settings: PreprocessingConfig, changes: dict[str, Any]) -> PreprocessingConfig:

@@ -7,6 +7,7 @@ Otherwise any page that a person has open could call the worker through that per
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -17,9 +18,12 @@ from urllib.parse import parse_qs, urlsplit
 from musetalk.config import ServerConfig
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+INSIDE_SUFFIXES = (".internal", ".local", ".localhost")
 OPEN_PATHS = ("/health", "/healthz", "/readyz")  # say nothing but that the worker is there
 MAX_BODY = 2 << 30  # bytes, of an upload
 MAX_JSON = 1 << 20  # bytes, of every other body
+BODY_SECONDS = 60.0  # for a body to arrive in
+UPLOAD_SECONDS = 3600.0  # for an upload
 
 Scope = Mapping[str, Any]
 
@@ -80,17 +84,16 @@ class Gate:
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
         host, client = headers.get("host", ""), (scope.get("client") or ("", 0))[0]
-        if self._local and (urlsplit(f"//{host}").hostname or "") not in LOOPBACK_NAMES:
+        if self._local and _host_name(host) not in LOOPBACK_NAMES:
             return 403, f"host {host[:60]!r} is not this worker 主机名不符"
         origin = headers.get("origin")
-        if origin and origin != "null" and urlsplit(origin).netloc != host:
+        if origin and origin not in (f"http://{host}", f"https://{host}"):
             return 403, f"pages of {origin[:60]} may not call this worker 跨站请求被拒绝"
-        if origin == "null":
-            return 403, "pages without an origin may not call this worker 跨站请求被拒绝"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > _limit(headers):
             return 413, "the request is too large 请求过大"
-        free = self._local or scope["path"] in OPEN_PATHS or is_trusted(client, self._server.trust)
+        trusted = is_trusted(client, self._server.trust) and _is_inside_name(_host_name(host))
+        free = self._local or scope["path"] in OPEN_PATHS or trusted
         if not free and not self._shows_token(scope, headers):
             return 401, "a token is needed 需要令牌: Authorization: Bearer TOKEN, or ?token="
         return None
@@ -105,6 +108,26 @@ class Gate:
         )
 
 
+def _host_name(host: str) -> str:
+    """The name in a `Host` header; "" when it can't be read."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_inside_name(name: str) -> bool:
+    """Whether a name is one of a container network: an address, or a name that no stranger can register.
+
+    A page whose own name was made to point here (DNS rebinding) comes with a public name.
+    """
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return bool(name) and ("." not in name or name.endswith(INSIDE_SUFFIXES))
+    return True
+
+
 def _limit(headers: Mapping[str, str]) -> int:
     uploads = headers.get("content-type", "").startswith(("multipart/", "audio/", "application/octet-stream"))
     return MAX_BODY if uploads else MAX_JSON
@@ -114,15 +137,20 @@ def _limited(scope: Scope, receive: Any) -> Any:
     """`receive`, ended where a body without a stated length grows beyond its limit."""
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     left = _limit(headers)
+    deadline = asyncio.get_running_loop().time() + (BODY_SECONDS if left == MAX_JSON else UPLOAD_SECONDS)
+    arriving = scope["type"] == "http"
 
     async def counted() -> Any:
-        nonlocal left
-        message = await receive()
-        if message["type"] == "http.request":
-            left -= len(message.get("body", b""))
-            if left < 0:
-                return {"type": "http.disconnect"}
-        return message
+        nonlocal left, arriving
+        if not arriving:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), deadline - asyncio.get_running_loop().time())
+        except asyncio.TimeoutError:
+            return {"type": "http.disconnect"}
+        left -= len(message.get("body", b""))
+        arriving = bool(message.get("more_body"))
+        return message if left >= 0 else {"type": "http.disconnect"}
 
     return counted
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -15,6 +17,7 @@ from musetalk import __version__
 from musetalk.errors import BusyError, CacheMissingError, InputError, MuseTalkError, UsageError
 from musetalk.server.callers import Callers, failure
 from musetalk.server.gate import Gate
+from musetalk.server.tcp import MAX_CALLS, encoded
 
 if TYPE_CHECKING:
     from musetalk.server.worker import Worker
@@ -63,6 +66,23 @@ def trusted(request: Request) -> bool:
     return bool(request.scope["state"].get("trusted"))
 
 
+class Answer(JSONResponse):
+    """JSON in UTF-8, in which half a surrogate pair, that a request may hold, becomes its number."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return encoded(content)
+
+
+@asynccontextmanager
+async def _many_threads(_app: FastAPI) -> AsyncIterator[None]:
+    """Lets as many calls wait for their turn as the worker queues, so that none holds up another kind."""
+    import anyio.to_thread
+
+    anyio.to_thread.current_default_thread_limiter().total_tokens = MAX_CALLS
+    yield
+
+
 def create_app(worker: Worker, callers: Callers) -> Any:
     """The ASGI application of a worker.
 
@@ -70,7 +90,14 @@ def create_app(worker: Worker, callers: Callers) -> Any:
         worker: does the work.
         callers: what today's callers may ask.
     """
-    app = FastAPI(title="Enhanced MuseTalk", version=__version__)
+    app = FastAPI(
+        title="Enhanced MuseTalk",
+        version=__version__,
+        docs_url=None,  # both would fetch their scripts from elsewhere
+        redoc_url=None,
+        default_response_class=Answer,
+        lifespan=_many_threads,
+    )
     app.state.worker, app.state.callers = worker, callers
     _add_errors(app)
     app.include_router(callers_router(worker, callers))
@@ -82,12 +109,12 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
     router = APIRouter(tags=["callers"])
 
     @router.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         """That the worker is there."""
         return {"status": "ok", "version": __version__}
 
     @router.post("/api/initialize")
-    def initialize() -> dict[str, Any]:
+    async def initialize() -> dict[str, Any]:
         """Nothing is left to do: the worker was warm before it listened."""
         return {"success": True, "message": "✅ ready 已就绪"}
 
@@ -130,8 +157,9 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
     @router.get("/videos/{name}")
     def video(name: str) -> Any:
         """A finished video, with ranges."""
-        path = worker.server.videos_dir / name
-        if not VIDEO_NAME.fullmatch(name) or not path.is_file():
+        folder = worker.server.videos_dir.resolve()
+        path = (folder / name).resolve() if VIDEO_NAME.fullmatch(name) else folder
+        if path.parent != folder or not path.is_file():
             raise HTTPException(404, f"no video {name[:80]!r} 视频不存在")
         return FileResponse(path)
 
@@ -164,7 +192,7 @@ def error_answer(error: MuseTalkError, status: int, template_id: str | None = No
     """An error as the documented dict, with the `detail` that callers log."""
     words = f"{error.message} {error.hint}".strip()
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else {}
-    return JSONResponse({**failure(error, template_id), "detail": words}, status, headers)
+    return Answer({**failure(error, template_id), "detail": words}, status, headers)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -28,11 +28,9 @@ def find_input(text: str, shared: Sequence[Path], allowed: Sequence[Path] | None
     Raises:
         InputError: it lies elsewhere.
     """
-    if "\0" in text:
-        raise InputError("a path can't hold a zero byte 路径无效", "correct the path")
-    path = Path(text)
-    if not path.exists() and (name := last_name(text)) not in ("", ".", ".."):
-        path = next((folder / name for folder in shared if (folder / name).exists()), path)
+    path = _path(text, trusted=allowed is None)
+    if not _exists(path) and (name := last_name(text)) not in ("", ".", ".."):
+        path = next((folder / name for folder in shared if _exists(folder / name)), path)
     return _allowed(path, allowed)
 
 
@@ -42,9 +40,26 @@ def check_output(text: str, allowed: Sequence[Path] | None) -> Path:
     Raises:
         InputError: it lies outside the allowed folders.
     """
+    return _allowed(_path(text, trusted=allowed is None), allowed)
+
+
+def _path(text: str, *, trusted: bool) -> Path:
+    """`text` as a path, when looking at it can do no harm: a share's name alone would make Windows log in."""
     if "\0" in text:
         raise InputError("a path can't hold a zero byte 路径无效", "correct the path")
-    return _allowed(Path(text), allowed)
+    share = text.replace("\\", "/").startswith("//")
+    if not trusted and (share or PureWindowsPath(text).is_reserved()):
+        raise InputError(
+            "network shares and devices can't be named 路径无效", "name a file in a shared folder"
+        )
+    return Path(text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, say
+        return False
 
 
 def _allowed(path: Path, allowed: Sequence[Path] | None) -> Path:

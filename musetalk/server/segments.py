@@ -1,12 +1,15 @@
 """Sessions of callers who send their speech as files, a segment at a time, and fetch a video of each.
 
 The decision a reader would question: a segment that was answered is answered again in the same words when
-the caller repeats it, because a caller whose connection broke can't know whether his call came through.
+the caller repeats it, because a caller whose connection broke can't know whether his call came through. And
+a segment that completes no frame gives no file but is heard: the frame it began comes with the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import secrets
 import threading
 import time
@@ -15,12 +18,14 @@ from typing import TypedDict
 
 from musetalk.config import Defaults, parse_fps
 from musetalk.errors import CancelledRun, InputError
-from musetalk.file_rendering import Files, render_file
+from musetalk.file_rendering import Files, TooShortError, render_file
+from musetalk.files import remove_file
 from musetalk.pipeline import StageClock
 from musetalk.rendering import Position, Request
 from musetalk.server.worker import Place, Worker
 
 IDLE_SECONDS = 600.0  # after which a session whose caller is silent ends by itself
+SEGMENT_NAME = re.compile(r"[\w-]*_\d{5,}_[0-9a-f]{8}\.mp4")
 KEPT_ANSWERS = 4  # of the last segments of a session
 
 
@@ -102,15 +107,17 @@ class SegmentSessions:
         if known is not None:
             self.end(session_id)
         place = self._worker.take_place(template_id)
+        session = Session(session_id, template_id, place)
         try:
             place.service.renderer().open(template_id)
         except BaseException:
             self._worker.give_place_back(place)
             raise
-        session = Session(session_id, template_id, place)
         with self._lock:
-            self._sessions[session_id] = session
-        return session
+            kept = self._sessions.setdefault(session_id, session)
+        if kept is not session:  # the same call came through a second time meanwhile
+            self._worker.give_place_back(place)
+        return kept
 
     def process(self, session_id: str, audio: Path, index: int, final: bool) -> SegmentAnswer:
         """Renders one segment; the features hear what came before it.
@@ -125,6 +132,7 @@ class SegmentSessions:
             repeated = session.answers.get((index, str(audio)))
             if repeated is not None:
                 return repeated
+            session.last_call = called
             answer = self._render(session, audio, index, final, called)
             session.answers[index, str(audio)] = answer
             while len(session.answers) > KEPT_ANSWERS:
@@ -145,16 +153,20 @@ class SegmentSessions:
             generate=place.scheduler.generate(opened, session.cancel, live=True),
             cancel=session.cancel,
         )
-        info, _ = render_file(opened, Files(audio, output), request, place.service.encoding, clock)
-        frames, session.position = info.position.frames - session.position.frames, info.position
+        try:
+            info, _ = render_file(opened, Files(audio, output), request, place.service.encoding, clock)
+            position = info.position
+        except TooShortError as e:
+            position = e.position
+        frames, session.position = position.frames - session.position.frames, position
         elapsed = time.monotonic() - called
         return {
             "success": True,
             "session_id": session.session_id,
             "segment_index": index,
-            "video_path": str(output),
-            "video_filename": output.name,
-            "video_url": f"/videos/{output.name}",
+            "video_path": str(output) if frames else "",
+            "video_filename": output.name if frames else "",
+            "video_url": f"/videos/{output.name}" if frames else "",
             "duration": round(float(frames / fps), 3),
             "frames": frames,
             "process_time": round(elapsed, 3),
@@ -168,12 +180,12 @@ class SegmentSessions:
         Raises:
             InputError: no such session.
         """
-        session = self._session(session_id)
-        session.cancel.set()
         with self._lock:
-            ended = self._sessions.pop(session_id, None)
-        if ended is not None:
-            self._worker.give_place_back(session.place)
+            session = self._sessions.pop(session_id, None)
+        if session is None:
+            raise _unknown(session_id)
+        session.cancel.set()
+        self._worker.give_place_back(session.place)
         total = sum(session.latencies)
         return {
             "success": True,
@@ -187,18 +199,32 @@ class SegmentSessions:
         """Ends sessions whose callers were silent for `IDLE_SECONDS`."""
         now = time.monotonic()
         with self._lock:
-            idle = [s.session_id for s in self._sessions.values() if now - s.last_call > IDLE_SECONDS]
+            silent = [s for s in self._sessions.values() if now - s.last_call > IDLE_SECONDS]
+            idle = [session.session_id for session in silent if not session.lock.locked()]
         for session_id in idle:
-            self.end(session_id)
+            with contextlib.suppress(InputError):  # its caller ended it meanwhile
+                self.end(session_id)
+
+    def sweep(self) -> None:
+        """Removes segments' videos that are older than the worker keeps them."""
+        oldest = time.time() - 3600 * self._worker.server.keep
+        for path in self.videos_dir.iterdir():
+            with contextlib.suppress(OSError):
+                if SEGMENT_NAME.fullmatch(path.name) and path.stat().st_mtime < oldest:
+                    remove_file(path)
 
     def _session(self, session_id: str) -> Session:
         with self._lock:
             session = self._sessions.get(session_id)
         if session is None:
-            raise InputError(f"no session {session_id[:60]!r} 会话不存在", "call /api/start_session first")
+            raise _unknown(session_id)
         if session.cancel.is_set():
             raise CancelledRun("the session was ended 会话已结束", "")
         return session
+
+
+def _unknown(session_id: str) -> InputError:
+    return InputError(f"no session {session_id[:60]!r} 会话不存在", "call /api/start_session first")
 
 
 def _file_stem(session_id: str) -> str:

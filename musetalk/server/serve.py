@@ -23,13 +23,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from musetalk.errors import OutputError
 from musetalk.server.callers import Callers
 from musetalk.server.http import create_app
-from musetalk.server.tcp import MAX_MESSAGE, FramedProtocol, LineProtocol
+from musetalk.server.tcp import MAX_CONNECTIONS, MAX_MESSAGE, FramedProtocol, LineProtocol
 from musetalk.server.worker import Worker
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 512  # connections that the system holds until they are taken
 KEEP_ALIVE = 75  # seconds that an HTTP connection is kept between two requests
+HEADER_SECONDS = 60.0  # for a request's first line and headers to arrive in
+HOUSEKEEPING_SECONDS = 30.0  # between two looks at what is to be swept
 
 
 def serve(worker: Worker, say: Callable[[str], None]) -> dict[str, Any]:
@@ -61,12 +63,14 @@ async def _serve(
         LineProtocol(callers, stopping.set).serve, sock=lines, limit=MAX_MESSAGE
     )
     running = asyncio.create_task(server.serve([http]))
+    housekeeping = asyncio.create_task(_keep_house(callers))
     seconds = time.perf_counter() - start
     host, port = http.getsockname()[:2]
     say(f"✅ ready in {seconds:.1f} s 服务就绪: http://{host}:{port} · tcp {host}:{lines.getsockname()[1]}")
     await _first(stopping.wait(), running)
     say("stopping, what runs is finished first 正在停止")
     finished = await asyncio.to_thread(worker.drain)
+    housekeeping.cancel()
     line_server.close()
     server.should_exit = True
     server.force_exit = not finished
@@ -74,6 +78,12 @@ async def _serve(
         await asyncio.wait_for(running, 2)
     words = "everything was finished" if finished else "what still ran was cut off"
     return {"success": True, "message": f"✅ worker ended 服务已停止, {words}", "finished": finished}
+
+
+async def _keep_house(callers: Callers) -> None:
+    while True:
+        await asyncio.to_thread(callers.keep_house)
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
 
 async def _first(*waits: Any) -> None:
@@ -135,21 +145,50 @@ class _EitherProtocol(H11Protocol):
 
     other: FramedProtocol
     _first_bytes: bytes | None = b""
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.close()
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_headers(self) -> None:
+        """Ends the connection of a client that never gets to the end of its headers."""
+        if self._patience is None:
+            self._patience = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _http_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_headers()
+        else:
+            self._stop_waiting()
 
     def data_received(self, data: bytes) -> None:
         if self._first_bytes is None:
-            super().data_received(data)
+            self._http_received(data)
             return
         self._first_bytes += data
         if len(self._first_bytes) < 4:
             return
         data, self._first_bytes = self._first_bytes, None
         if data[3] != 0:
-            super().data_received(data)
+            self._http_received(data)
             return
         self._hand_over(data)
 
     def _hand_over(self, data: bytes) -> None:
+        self._stop_waiting()
         self.connections.discard(self)
         self._unset_keepalive_if_required()
         reader = asyncio.StreamReader(limit=MAX_MESSAGE, loop=self.loop)

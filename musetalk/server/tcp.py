@@ -1,18 +1,22 @@
 """The two protocols on bare TCP that older callers speak: JSON by lines, and JSON behind its length.
 
-The decision a reader would question: keys leave in both spellings, `modelLoaded` and `model_loaded`. One
-caller's reader is case-sensitive, other scripts read the other spelling, and neither can be changed.
+The decisions a reader would question: keys leave in both spellings, `modelLoaded` and `model_loaded`. One
+caller's reader is case-sensitive, other scripts read the other spelling, and neither can be changed. And a
+connection whose line doesn't begin like an object is closed after its answer: a browser page can make a
+browser send HTTP here, with the page's own lines in its body.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import re
 import struct
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from musetalk import __version__
@@ -27,6 +31,8 @@ IDLE_SECONDS = 6 * 3600.0  # a connection is kept for hours; after as many witho
 HALF_SECONDS = 60.0  # for the rest of a message that has begun
 WRITE_SECONDS = 60.0  # for a caller to take an answer
 MAX_DEPTH = 32  # of nested JSON
+MAX_CONNECTIONS = 256  # on each port
+MAX_CALLS = 256  # answered at once; those that wait for their turn count
 LENGTH = struct.Struct("<I")
 
 Stop = Callable[[], None]
@@ -78,6 +84,8 @@ class LineProtocol:
     def __init__(self, callers: Callers, stop: Stop) -> None:
         self._callers = callers
         self._stop = stop
+        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="tcp")
+        self._connections = 0
         self._commands: dict[str, Callable[[dict[str, Any], bool], dict[str, Any]]] = {
             "ping": lambda request, trusted: callers.ping(),
             "status": lambda request, trusted: self._status(),
@@ -90,14 +98,23 @@ class LineProtocol:
         """Answers one connection until it ends."""
         address = (writer.get_extra_info("peername") or ("", 0))[0]
         local = is_loopback(address)
-        if not (local or is_trusted(address, self._callers.worker.server.trust)):
+        welcome = local or is_trusted(address, self._callers.worker.server.trust)
+        self._connections += 1
+        try:
+            with contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, ValueError):
+                if welcome and self._connections <= MAX_CONNECTIONS:
+                    await self._converse(reader, writer, local)
+        finally:
+            self._connections -= 1
             writer.close()
-            return
-        with contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, ValueError):
-            while line := await _read_line(reader):
-                await _write(writer, json_line(await self.answer(line, local)))
-        with contextlib.suppress(OSError):
-            writer.close()
+
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trusted: bool
+    ) -> None:
+        while line := await _read_line(reader):
+            await _write(writer, json_line(await self.answer(line, trusted)))
+            if not line.startswith(b"{"):
+                return
 
     async def answer(self, line: bytes, trusted: bool) -> dict[str, Any]:
         """The answer to one line; a failure is an answer too."""
@@ -110,7 +127,8 @@ class LineProtocol:
                 return {"success": True, "message": "the worker ends 服务即将退出"}
             if not isinstance(name, str) or name not in self._commands:
                 raise UsageError(f"unknown command {str(name)[:40]!r}", f"use {', '.join(self._commands)}")
-            return await asyncio.to_thread(self._commands[name], request, trusted)
+            call = functools.partial(self._commands[name], request, trusted)
+            return await asyncio.get_running_loop().run_in_executor(self._calls, call)
         except MuseTalkError as e:
             return {**failure(e, request.get("template_id")), "error_type": type(e).__name__}
         except Exception as e:
@@ -168,6 +186,7 @@ class FramedProtocol:
 
     def __init__(self, callers: Callers) -> None:
         self._callers = callers
+        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="framed")
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one connection's request and closes it."""
@@ -177,16 +196,16 @@ class FramedProtocol:
                 (length,) = LENGTH.unpack(await asyncio.wait_for(reader.readexactly(4), HALF_SECONDS))
                 if length <= MAX_MESSAGE:
                     body = await asyncio.wait_for(reader.readexactly(length), HALF_SECONDS)
-                    content = json.dumps(await self.answer(body, is_loopback(address)), ensure_ascii=False)
+                    content = encoded(await self.answer(body, is_loopback(address)))
                     # length and body in one write: this caller takes the length with one read
-                    await _write(writer, LENGTH.pack(len(content.encode())) + content.encode())
-        with contextlib.suppress(OSError):
-            writer.close()
+                    await _write(writer, LENGTH.pack(len(content)) + content)
+        writer.close()
 
     async def answer(self, body: bytes, trusted: bool) -> dict[str, Any]:
         """`Success` and `OutputPath`, or the error's words."""
         try:
-            answer = await asyncio.to_thread(self._callers.inference, parse_message(body), trusted)
+            call = functools.partial(self._callers.inference, parse_message(body), trusted)
+            answer = await asyncio.get_running_loop().run_in_executor(self._calls, call)
             return {"Success": True, "OutputPath": answer["output_path"], **answer}
         except MuseTalkError as e:
             return {
@@ -203,7 +222,12 @@ class FramedProtocol:
 
 def json_line(answer: Mapping[str, Any]) -> bytes:
     """An answer in both spellings, on one line."""
-    return json.dumps(both_spellings(answer), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return encoded(both_spellings(answer)) + b"\n"
+
+
+def encoded(answer: Mapping[str, Any]) -> bytes:
+    """An answer as JSON in UTF-8; half a surrogate pair, which a request may hold, as its number."""
+    return json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:

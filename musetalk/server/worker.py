@@ -172,9 +172,14 @@ class Worker:
         *,
         batch_size: int | None = None,
         frames_dir: Path | None = None,
+        template_dir: Path | None = None,
+        encoding: EncodingConfig | None = None,
         conduct: Conduct | None = None,
     ) -> InferenceAnswer:
         """Renders a sound file onto a template into a video file.
+
+        Args:
+            template_dir: the template is made from its picture there where its cache is missing.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
@@ -182,12 +187,14 @@ class Worker:
         """
         conduct = conduct or Conduct(bar=False)
         with self.work():
+            if template_dir is not None:
+                self.service.preprocess_if_missing(template_id, template_dir)
             place = self.place_for(template_id)
             conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
             config = dataclasses.replace(
                 place.service.config, batch_size=batch_size or place.service.config.batch_size
             )
-            return place.service.sharing(config=config).realtime_inference(
+            return place.service.sharing(config=config, encoding=encoding).realtime_inference(
                 template_id, audio, output, fps, frames_dir, conduct=conduct
             )
 
