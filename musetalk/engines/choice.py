@@ -21,7 +21,7 @@ from musetalk.weights import files
 if TYPE_CHECKING:
     from musetalk.engines.base import Engine
 
-MUSETALK_PACKAGES = ("torch", "diffusers", "transformers")
+MUSETALK_PACKAGES = ("torch", "safetensors")
 LITE_PACKAGES = ("numpy", "cv2", "PIL", "onnxruntime", "soxr", "ffmpeg", "filelock", "mediapipe")
 log = logging.getLogger(__name__)
 

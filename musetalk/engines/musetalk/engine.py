@@ -32,7 +32,6 @@ from musetalk.engines.musetalk.openvino_runtime import (
 from musetalk.engines.musetalk.region import (
     Rectangle,
     RegionDecoder,
-    can_decode_part,
     difference,
     face_weights,
     optimised_region,
@@ -182,7 +181,7 @@ class MuseTalkEngine:
         self._optimised: set[Any] = set()  # modules that torch compiles; once each, for all templates
 
     def _check_fit(self) -> None:
-        unet, vae = self._unet.module.config, self._vae.module.config
+        unet, vae = self._unet.module.shape, self._vae.module.shape
         side = FACE_SIZE >> (len(vae.block_out_channels) - 1)
         if (vae.latent_channels, side) != (LATENT_CHANNELS, LATENT_SIDE):
             raise WeightsError(
@@ -202,7 +201,7 @@ class MuseTalkEngine:
         from musetalk.engines.musetalk.networks import open_whisper_encoder
 
         network = open_whisper_encoder(self._files)
-        whisper, width = network.module.config, self._unet.module.config.cross_attention_dim
+        whisper, width = network.module.shape, self._unet.module.shape.cross_attention_dim
         if (whisper.d_model, whisper.num_mel_bins) != (width, N_MELS):
             raise WeightsError(
                 f"{self._files.whisper_config} is another Whisper: width {whisper.d_model}, "
@@ -214,7 +213,7 @@ class MuseTalkEngine:
     @property
     def prompt_width(self) -> int:
         """Channels of an audio prompt."""
-        return self._unet.module.config.cross_attention_dim
+        return self._unet.module.shape.cross_attention_dim
 
     def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
         """(1, 8, 32, 32) float32 per face: masked latents, then reference latents, scaled means.
@@ -240,8 +239,8 @@ class MuseTalkEngine:
             masked = rgb.clone()
             masked[:, :, FACE_SIZE // 2 :] = 0
             images = (torch.cat([masked, rgb]) - 0.5) / 0.5
-            posterior = vae.encode(images.to(vae.dtype)).latent_dist
-            means = posterior.mean.float() * vae.config.scaling_factor
+            means = vae.posterior_means(images.to(getattr(torch, self.dtype))).float()
+            means = means * vae.shape.scaling_factor
             return torch.cat(means.chunk(2), dim=1)[:, None].contiguous().cpu().numpy()
 
     def listen(
@@ -260,8 +259,7 @@ class MuseTalkEngine:
         with torch.inference_mode(), memory_needed(self.device, "encoding audio"):
             encoder = self._whisper.load(self.device, "float32")
             features = torch.from_numpy(mel)[None].to(self.device)
-            states = encoder(features, output_hidden_states=True).hidden_states
-            return torch.cat(states).cpu().numpy()
+            return torch.cat(encoder(features)).cpu().numpy()
 
     def predict_latents(self, latents: Tensor, prompts: Tensor) -> Tensor:
         """The UNet's one step.
@@ -276,18 +274,18 @@ class MuseTalkEngine:
         if self._compiled_unet is not None:
             return _through(self._compiled_unet, latents, prompts).to(latents.dtype)
         unet = self._unet.load(self.device, self.dtype)
-        return unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
+        return unet(latents, prompts)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
         unscaled = self.unscaled(latents)
         if self._compiled_decoder is not None:
             return _one_by_one(self._compiled_decoder, unscaled)
-        return self._vae.load(self.device, self.dtype).decode(unscaled, return_dict=False)[0]
+        return self._vae.load(self.device, self.dtype).decode(unscaled)
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the VAE's decoder takes them."""
-        return latents / self._vae.module.config.scaling_factor
+        return latents / self._vae.module.shape.scaling_factor
 
     def open(self, template: Template) -> MuseTalkGenerator:
         """Loads the networks and puts the template's latents on the device.
@@ -305,9 +303,6 @@ class MuseTalkEngine:
         generator = MuseTalkGenerator(self, template)
         wish = self._config.vae_region
         wanted = wish == "on" or (wish == "auto" and self._found_harmless(template.region_verdict))
-        if wanted and not can_decode_part(self._vae.module):
-            log.warning("⚠️ this VAE decodes whole faces only 该VAE不支持区域解码")
-            wanted = False
         rectangle = used_rectangle(face_weights(template)) if wanted else None
         self._make_ready(generator, rectangle, whole_faces=not wanted, optimise=self._compiles)
         return generator
@@ -342,7 +337,7 @@ class MuseTalkEngine:
         Raises:
             CacheError, WeightsError, EngineError: as `open`.
         """
-        if self._config.vae_region == "off" or not self._is_large or not can_decode_part(self._vae.module):
+        if self._config.vae_region == "off" or not self._is_large:
             return {}
         try:
             return {"vae_region": {**self._verdict(template), "networks": self._judged_with}}

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FOLDER = "openvino"  # beside the weights
 WORTHWHILE_BYTES = 1_000_000_000  # of weights; smaller networks run before they are converted
 LOCK_TIMEOUT = 600.0  # seconds that a process waits for another's conversion
-GENERATION = 2  # of what is done to the networks before they are converted; converted anew when it changes
+GENERATION = 3  # of what is done to the networks before they are converted; converted anew when it changes
 TRACED_SIDE = 32  # latents; the converted networks take what torch takes, tracing is quickest on one face
 
 
@@ -178,22 +178,9 @@ def unet_conversion(
 ) -> Conversion:
     """The UNet at timestep 0: latents (B, 8, 32, 32) and prompts (B, n, width) → (B, 4, 32, 32)."""
 
-    def wrapped() -> Any:
-        from torch import nn
-
-        class OneStep(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.unet = module()
-
-            def forward(self, latents: Any, prompts: Any) -> Any:
-                return self.unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
-
-        return OneStep().eval()
-
     side = TRACED_SIDE
     examples = [np.zeros((1, 8, side, side), np.float32), np.zeros((1, *prompt_shape), np.float32)]
-    return Conversion("unet", sources, wrapped, examples, [(-1, 8, side, side), (-1, -1, prompt_shape[1])])
+    return Conversion("unet", sources, module, examples, [(-1, 8, side, side), (-1, -1, prompt_shape[1])])
 
 
 def decoder_conversion(vae: Callable[[], Any], sources: Sequence[Path]) -> Conversion:
@@ -203,7 +190,7 @@ def decoder_conversion(vae: Callable[[], Any], sources: Sequence[Path]) -> Conve
         from torch import nn
 
         loaded = vae()
-        return nn.Sequential(loaded.post_quant_conv or nn.Identity(), loaded.decoder).eval()
+        return nn.Sequential(loaded.post_quant_conv, loaded.decoder).eval()
 
     side = TRACED_SIDE
     return Conversion(

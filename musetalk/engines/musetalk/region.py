@@ -159,28 +159,15 @@ def decode_cuts(vae: Any, latents: Tensor, cuts: Iterable[Any], normalise: Norma
     from torch.nn.functional import silu
 
     decoder, cuts = vae.decoder, iter(cuts)
-    image = latents if vae.post_quant_conv is None else vae.post_quant_conv(latents)
-    image = decoder.mid_block(decoder.conv_in(image))
+    image = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
     for level, block in enumerate(decoder.up_blocks):
         for resnet in block.resnets:
-            if level == 0:
-                image = resnet(image, None)
-            else:
-                image = _residual(resnet, _cut(image, next(cuts)), normalise)
+            image = resnet(image) if level == 0 else _residual(resnet, _cut(image, next(cuts)), normalise)
         image = _cut(image, next(cuts))
-        for upsampler in block.upsamplers or ():
+        for upsampler in block.upsamplers:
             image = upsampler(image)
     image = decoder.conv_out(silu(normalise(decoder.conv_norm_out, image)))
     return _cut(image, next(cuts))
-
-
-def can_decode_part(vae: Any) -> bool:
-    """Whether `decode_cuts` is this VAE's decoder: plain residual blocks with SiLU, no attention between."""
-    blocks = vae.decoder.up_blocks
-    resnets = [resnet for block in blocks for resnet in block.resnets]
-    return all(type(block).__name__ == "UpDecoderBlock2D" for block in blocks) and all(
-        type(resnet.nonlinearity).__name__ == "SiLU" and resnet.output_scale_factor == 1 for resnet in resnets
-    )
 
 
 def _resnets(vae: Any) -> list[int]:
@@ -212,7 +199,7 @@ def fixed_norms(vae: Any, affine: Tensor) -> Normalise:
 
 def decoder_of_cuts(vae: Any, cuts: np.ndarray, affine: Tensor) -> Callable[[Tensor], Tensor]:
     """`decode_cuts` with everything but the latents settled, in the precision of `vae`."""
-    normalise, edges = fixed_norms(vae, affine.to(vae.dtype)), cuts.tolist()
+    normalise, edges = fixed_norms(vae, affine.to(vae.post_quant_conv.weight.dtype)), cuts.tolist()
     return lambda latents: decode_cuts(vae, latents, edges, normalise)
 
 
