@@ -30,4 +30,5 @@ def model_paths(folder: Path) -> ModelPaths:
         unet_model_path=folder / "musetalkV15/unet.pth",
         vae_type=str(folder / "sd-vae"),
         whisper_dir=folder / "whisper",
+        taesd_dir=folder / "taesd",
     )

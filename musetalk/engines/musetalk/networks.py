@@ -157,6 +157,24 @@ def open_vae(files: MuseTalkFiles) -> Network:
     return Network(module, _checked(module, current, files.vae_weights, files.vae_config))
 
 
+def open_tiny_decoder(files: MuseTalkFiles) -> Network:
+    """TAESD's decoder, its checkpoint checked and not yet read; the encoder is left in the file.
+
+    Raises:
+        WeightsError: files missing, damaged, hostile or not of each other.
+    """
+    from musetalk.engines.musetalk.architectures.vae import TinyDecoder, TinyDecoderShape
+
+    settings = read_json(files.taesd_config)
+    module = _on_meta(lambda: TinyDecoder(TinyDecoderShape.read(settings)), files.taesd_config)
+
+    def decoder() -> Mapping[str, Tensor]:
+        tensors = read_tensors(files.taesd_weights)
+        return {key: tensor for key, tensor in tensors.items() if not key.startswith("encoder.")}
+
+    return Network(module, _checked(module, decoder, files.taesd_weights, files.taesd_config))
+
+
 def _encoder_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = next((p for p in WHISPER_PREFIXES if any(key.startswith(p) for key in tensors)), "encoder.")
     return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}

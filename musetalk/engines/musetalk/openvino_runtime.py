@@ -222,3 +222,26 @@ def region_conversion(
     examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
     examples.append(np.zeros((2, channels), np.float32))
     return Conversion("region", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4), (2, channels)])
+
+
+def tiny_conversion(decoder: Callable[[], Any], sources: Sequence[Path], cuts: int) -> Conversion:
+    """`tiny.decode_tiny_cuts`: latents (B, 4, 32, 32) and cuts (n, 4) → (B, 3, h, w)."""
+
+    def wrapped() -> Any:
+        from torch import nn
+
+        from musetalk.engines.musetalk.tiny import decode_tiny_cuts
+
+        class Part(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.tiny = decoder()
+
+            def forward(self, latents: Any, edges: Any) -> Any:
+                return decode_tiny_cuts(self.tiny, latents, edges.unbind(0))
+
+        return Part().eval()
+
+    side = TRACED_SIDE
+    examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
+    return Conversion("tiny", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4)])

@@ -20,6 +20,7 @@ from musetalk.engines.musetalk.region import (
     plan_cuts,
     used_rectangle,
 )
+from musetalk.engines.musetalk.region import verdict as judged
 from musetalk.templates.template import Template
 from tests.conftest import make_template
 from tests.engines.conftest import NEEDS_FULL
@@ -86,9 +87,9 @@ def test_a_region_of_other_faces_differs_little_and_not_at_all_where_nothing_is_
     ("rectangle", "mean", "harmless"), [(JAW, 0.1, True), (JAW, 0.6, False), (full(256), 0.1, False)]
 )
 def test_the_verdict_needs_little_difference_and_a_region_worth_it(
-    vae: Any, latents: Any, rectangle: Rectangle, mean: float, harmless: bool
+    rectangle: Rectangle, mean: float, harmless: bool
 ) -> None:
-    verdict = RegionDecoder(vae, rectangle, latents[:1]).verdict(Difference(mean, 1.23456, 9.0))
+    verdict = judged(rectangle, Difference(mean, 1.23456, 9.0))
     assert verdict["harmless"] is harmless
     assert (verdict["mean"], verdict["tail"], verdict["largest"]) == (mean, 1.235, 9.0)
     assert verdict["share"] == pytest.approx(rectangle.area / 65536, abs=1e-3)

@@ -255,4 +255,17 @@ class TinyDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
-        return self.decoder.layers(torch.tanh(latents / CLAMP) * CLAMP) * 2 - 1
+        return self.decoder.layers(self.squeezed(latents)) * 2 - 1
+
+    def squeezed(self, latents: Tensor) -> Tensor:
+        """Latents as the first layer takes them."""
+        return torch.tanh(latents / CLAMP) * CLAMP
+
+    def levels(self) -> list[list[nn.Module]]:
+        """The layers of each resolution, the doubling to the next one at the end of each but the last."""
+        found: list[list[nn.Module]] = [[]]
+        for layer in self.decoder.layers:
+            found[-1].append(layer)
+            if isinstance(layer, nn.Upsample):
+                found.append([])
+        return found
