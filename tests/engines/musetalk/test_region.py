@@ -30,12 +30,10 @@ JAW = Rectangle(118, 250, 40, 230)
 
 @pytest.fixture(scope="module")
 def vae(tiny_models: Path) -> Any:
-    torch = pytest.importorskip("torch", reason=NEEDS_FULL)
     from musetalk.engines.musetalk.networks import open_vae
     from musetalk.weights import files as weight_files
     from tests.engines.conftest import model_paths
 
-    torch.set_num_threads(1)
     return open_vae(weight_files.find_files(model_paths(tiny_models))).load("cpu", "float32")
 
 

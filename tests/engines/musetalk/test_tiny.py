@@ -36,7 +36,7 @@ from musetalk.tools.random_weights import SIZES, write_taesd  # noqa: E402
 from musetalk.weights import files as weight_files  # noqa: E402
 
 WHOLE = np.ones((256, 256), np.float32)
-TRAINING_STEPS = 150
+TRAINING_STEPS = 100
 
 
 def tiny_config(models: Path, **settings: Any) -> EngineConfig:
