@@ -35,6 +35,7 @@ from musetalk.config import (
     RuntimeRequest,
     ServerConfig,
     Switch,
+    VaeDecoder,
 )
 from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, UsageError
 from musetalk.native_messages import NativeMessages
@@ -128,8 +129,15 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--unet_model_path", type=Path)
     group.add_argument("--vae_type", default=ModelPaths.vae_type, help="a name under models/ or a folder")
     group.add_argument("--whisper_dir", type=Path)
+    group.add_argument("--taesd_dir", type=Path, help="TAESD's folder, for --vae_decoder tiny")
     group.add_argument("--runtime", default=EngineConfig.runtime, choices=get_args(RuntimeRequest))
     group.add_argument("--vae_region", default=EngineConfig.vae_region, choices=get_args(Switch))
+    group.add_argument(
+        "--vae_decoder",
+        default=EngineConfig.vae_decoder,
+        choices=get_args(VaeDecoder),
+        help="tiny: TAESD's, far less work, softer faces (default %(default)s)",
+    )
     group.add_argument("--compile", action="store_true", help="compile the networks (CUDA)")
 
 
@@ -147,6 +155,7 @@ def _service(arguments: argparse.Namespace) -> IntegratedMuseTalkService:
         arguments.unet_model_path,
         arguments.vae_type,
         arguments.whisper_dir,
+        arguments.taesd_dir,
     )
     config = EngineConfig(
         engine=arguments.engine,
@@ -156,6 +165,7 @@ def _service(arguments: argparse.Namespace) -> IntegratedMuseTalkService:
         batch_size=arguments.batch_size,
         runtime=arguments.runtime,
         vae_region=arguments.vae_region,
+        vae_decoder=arguments.vae_decoder,
         compile=arguments.compile,
         models=models,
     )

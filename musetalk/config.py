@@ -22,6 +22,7 @@ FaceDetectorRequest = Literal["auto", "mediapipe", "dwpose", "s3fd"]
 FaceParserRequest = Literal["auto", "landmarks", "bisenet"]
 RuntimeRequest = Literal["auto", "torch", "openvino"]
 Switch = Literal["auto", "on", "off"]
+VaeDecoder = Literal["full", "tiny"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = (_PACKAGE / "models").is_dir()  # a wheel carries the bundled models inside the package
@@ -100,6 +101,7 @@ class ModelPaths:
     unet_model_path: Path | None = None
     vae_type: str = "sd-vae"
     whisper_dir: Path | None = None
+    taesd_dir: Path | None = None
 
     def __post_init__(self) -> None:
         _choice("version", self.version, Version)
@@ -116,6 +118,7 @@ class EngineConfig:
     batch_size: int = 8
     runtime: RuntimeRequest = "auto"
     vae_region: Switch = "auto"
+    vae_decoder: VaeDecoder = "full"
     compile: bool = False
     models: ModelPaths = field(default_factory=ModelPaths)
 
@@ -123,6 +126,7 @@ class EngineConfig:
         _choice("engine", self.engine, EngineRequest)
         _choice("runtime", self.runtime, RuntimeRequest)
         _choice("vae_region", self.vae_region, Switch)
+        _choice("vae_decoder", self.vae_decoder, VaeDecoder)
         _whole("batch_size", self.batch_size, 1, MAX_BATCH_SIZE)
 
 

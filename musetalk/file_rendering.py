@@ -29,6 +29,7 @@ class InferenceResult:
         time_to_first_frame: seconds until the encoder had the first frame.
         stages: seconds each stage worked, waiting left out.
         intervals: (start, end) seconds of each stage's work, when they were recorded.
+        vae_decoder: "full" or "tiny" of engine musetalk; None for engines without one.
     """
 
     template_id: str
@@ -44,6 +45,7 @@ class InferenceResult:
     engine: str
     device: Device
     dtype: str
+    vae_decoder: str | None = None
 
 
 class TooShortError(InputError):

@@ -120,6 +120,7 @@ class UltraFastRealtimeInference:
             engine=engine.name,
             device=Device(engine.device, self.device.requested),
             dtype=engine.dtype,
+            vae_decoder=self.config.vae_decoder if engine.name == "musetalk" else None,
         )
 
     def _rate(self, template_id: str, fps: float | str | Fraction) -> Fraction:

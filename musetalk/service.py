@@ -71,6 +71,7 @@ class InferenceAnswer(TypedDict):
     device: str
     requested_device: str
     dtype: str
+    vae_decoder: str | None
     message: str
 
 
@@ -112,6 +113,7 @@ def inference_answer(result: InferenceResult) -> InferenceAnswer:
         "device": result.device.name,
         "requested_device": result.device.requested,
         "dtype": result.dtype,
+        "vae_decoder": result.vae_decoder,
         "message": f"✅ 推理完成 {result.frames} frames in {elapsed:.2f} s",
     }
 
@@ -295,6 +297,7 @@ class IntegratedMuseTalkService:
             "requested_device": self.config.device,
             "cache_dir": str(self.store.cache_dir),
             "batch_size": self.config.batch_size,
+            "vae_decoder": self.config.vae_decoder,
             "cache_info": self.store.info(),
             "capabilities": ["preprocess", "inference", "check_cache", "service_info", "benchmark"],
             "engines": [dataclasses.asdict(status) for status in available_engines(self.config.models)],

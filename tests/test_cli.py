@@ -28,7 +28,7 @@ from tests.conftest import PORTRAIT, SPEECH
 FAILURE_KEYS = {"success", "error_code", "error", "message", "hint", "template_id"}
 INFERENCE_KEYS = {
     *("success", "template_id", "audio_path", "output_path", "fps", "frames", "duration", "processing_time"),
-    *("rtf", "stages", "engine", "device", "dtype", "message"),
+    *("rtf", "stages", "engine", "device", "dtype", "vae_decoder", "message"),
 }
 PREPROCESS_KEYS = {
     *("success", "template_id", "metadata", "cached", "processing_time", "message", "engine", "device")
@@ -36,7 +36,7 @@ PREPROCESS_KEYS = {
 CHECK_KEYS = {"success", "exists", "valid", "template_id", "metadata", "cache_size_mb", "message"}
 INFO_KEYS = {
     *("success", "service_name", "version", "device", "cache_dir", "batch_size"),
-    *("cache_info", "capabilities", "engines"),
+    *("cache_info", "capabilities", "engines", "vae_decoder"),
 }
 
 

@@ -43,6 +43,10 @@ HEAVY = {
     "matplotlib",
 }
 ONLY_WHEN_ASKED = {
+    "engines/musetalk/architectures/blocks.py",
+    "engines/musetalk/architectures/unet.py",
+    "engines/musetalk/architectures/vae.py",
+    "engines/musetalk/architectures/whisper.py",
     "engines/musetalk/networks.py",
     "engines/musetalk/openvino_runtime.py",
     "faces/bisenet.py",

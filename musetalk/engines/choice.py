@@ -21,7 +21,7 @@ from musetalk.weights import files
 if TYPE_CHECKING:
     from musetalk.engines.base import Engine
 
-MUSETALK_PACKAGES = ("torch", "diffusers", "transformers")
+MUSETALK_PACKAGES = ("torch", "safetensors")
 LITE_PACKAGES = ("numpy", "cv2", "PIL", "onnxruntime", "soxr", "ffmpeg", "filelock", "mediapipe")
 log = logging.getLogger(__name__)
 
@@ -99,19 +99,22 @@ def choose_engine(engine_config: EngineConfig, template_engine: str | None = Non
         if named:
             raise files.missing_weights_error(named)
     if "musetalk" in (request, template_engine):
-        _require_musetalk(engine_config.models)
+        _require_musetalk(engine_config)
         return "musetalk"
     if "lite" in (request, template_engine):
         return "lite"
     status = _musetalk_status(engine_config.models)
     if status.available:
+        _require_musetalk(engine_config)
         return "musetalk"
     log.warning("⚠️ using engine lite 使用lite引擎: musetalk has %s", status.reason)
     return "lite"
 
 
-def _require_musetalk(models: ModelPaths) -> None:
-    files.require_files(models)
+def _require_musetalk(engine_config: EngineConfig) -> None:
+    files.require_files(engine_config.models)
+    if engine_config.vae_decoder == "tiny" and (missing := files.missing_tiny_files(engine_config.models)):
+        raise files.missing_weights_error(missing, "--only tiny")
     packages = _missing_packages(MUSETALK_PACKAGES)
     if packages:
         raise EngineError(
@@ -144,7 +147,7 @@ def create_engine(name: EngineName, engine_config: EngineConfig, device: str) ->
         DeviceError: torch can't use the device and the configuration is strict about it.
     """
     if name == "musetalk":
-        _require_musetalk(engine_config.models)
+        _require_musetalk(engine_config)
         from musetalk.engines.musetalk.engine import MuseTalkEngine
 
         usable = usable_by_torch(device, strict=engine_config.strict_device)

@@ -17,16 +17,17 @@ from typing import Any
 from musetalk.config import Version
 from musetalk.weights.files import UNET_FILES
 
-VAE_SEED, UNET_SEED, WHISPER_SEED = 11, 12, 21  # added to --seed
+VAE_SEED, UNET_SEED, WHISPER_SEED, TAESD_SEED = 11, 12, 21, 31  # added to --seed
 
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """Configurations of the three networks, as their JSON files hold them."""
+    """Configurations of the networks, as their JSON files hold them."""
 
     unet: dict[str, Any]
     vae: dict[str, Any]
     whisper: dict[str, Any]
+    taesd: dict[str, Any]
 
 
 def _unet(widths: list[int], layers: int, groups: int) -> dict[str, Any]:
@@ -59,6 +60,23 @@ def _vae(widths: list[int], layers: int, groups: int) -> dict[str, Any]:
         "norm_num_groups": groups,
         "sample_size": 256,
         "scaling_factor": 0.18215,
+    }
+
+
+def _taesd(width: int, counts: list[int]) -> dict[str, Any]:
+    widths = [width] * len(counts)
+    return {
+        "_class_name": "AutoencoderTiny",
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "act_fn": "relu",
+        "encoder_block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "num_encoder_blocks": counts[::-1],
+        "num_decoder_blocks": counts,
+        "upsampling_scaling_factor": 2,
+        "scaling_factor": 1.0,
     }
 
 
@@ -97,11 +115,13 @@ SIZES = {
         unet=_unet([320, 640, 1280, 1280], 2, 32),
         vae=_vae([128, 256, 512, 512], 2, 32),
         whisper=_whisper(4, 1536, _FULL_DECODER),
+        taesd=_taesd(64, [3, 3, 3, 1]),
     ),
     "tiny": NetworkSizes(
         unet=_unet([32, 64, 64], 1, 8),
         vae=_vae([32, 32, 32, 32], 1, 8),
         whisper=_whisper(1, 64, _TINY_DECODER),
+        taesd=_taesd(16, [1, 1, 1, 1]),
     ),
 }
 
@@ -146,6 +166,18 @@ def write_whisper(folder: Path, settings: dict[str, Any], seed: int) -> None:
     save_file(tensors, folder / "whisper" / "model.safetensors")
 
 
+def write_taesd(folder: Path, settings: dict[str, Any], seed: int) -> None:
+    """The tiny autoencoder's two files, with an encoder that the engine leaves alone."""
+    import torch
+    from diffusers import AutoencoderTiny
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    _write_json(folder / "taesd" / "config.json", settings)
+    tensors = AutoencoderTiny.from_config(settings).state_dict()
+    save_file(tensors, folder / "taesd" / "diffusion_pytorch_model.safetensors")
+
+
 def write_random_weights(folder: Path, size: str = "tiny", seed: int = 0, version: Version = "v15") -> None:
     """Fills `folder` (a models/ folder) with random networks.
 
@@ -159,6 +191,7 @@ def write_random_weights(folder: Path, size: str = "tiny", seed: int = 0, versio
     write_vae(folder, sizes.vae, seed + VAE_SEED)
     write_unet(folder, sizes.unet, version, seed + UNET_SEED)
     write_whisper(folder, sizes.whisper, seed + WHISPER_SEED)
+    write_taesd(folder, sizes.taesd, seed + TAESD_SEED)
 
 
 def main(arguments: list[str] | None = None) -> int:

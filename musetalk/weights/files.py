@@ -24,13 +24,17 @@ UNET_FILES: dict[Version, tuple[str, str]] = {
 VAE_WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 WHISPER_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 WHISPER_FOLDER = "models/whisper"
+TAESD_FOLDER = "models/taesd"
 FINGERPRINT_SAMPLES = 64
 FINGERPRINT_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class MuseTalkFiles:
-    """The files that the MuseTalk engine reads; `missing_files` says which are not there."""
+    """The files that the MuseTalk engine reads; `missing_files` says which are not there.
+
+    Those of TAESD are read where the tiny decoder is asked for, and nowhere else.
+    """
 
     version: Version
     unet_config: Path
@@ -39,9 +43,11 @@ class MuseTalkFiles:
     vae_weights: Path
     whisper_config: Path
     whisper_weights: Path
+    taesd_config: Path
+    taesd_weights: Path
 
     def paths(self) -> tuple[Path, ...]:
-        """All six files."""
+        """The six files that are always read."""
         return (
             self.unet_config,
             self.unet_weights,
@@ -76,6 +82,7 @@ def find_files(models: ModelPaths) -> MuseTalkFiles:
     unet_config, unet_weights = (Path(name) for name in UNET_FILES[models.version])
     vae = _vae_folder(models.vae_type)
     whisper = look_up(models.whisper_dir or Path(WHISPER_FOLDER))
+    taesd = look_up(models.taesd_dir or Path(TAESD_FOLDER))
     return MuseTalkFiles(
         version=models.version,
         unet_config=look_up(models.unet_config or unet_config),
@@ -84,12 +91,20 @@ def find_files(models: ModelPaths) -> MuseTalkFiles:
         vae_weights=_first_present(vae, VAE_WEIGHT_NAMES),
         whisper_config=whisper / "config.json",
         whisper_weights=_first_present(whisper, WHISPER_WEIGHT_NAMES),
+        taesd_config=taesd / "config.json",
+        taesd_weights=_first_present(taesd, VAE_WEIGHT_NAMES),
     )
 
 
 def missing_files(models: ModelPaths) -> list[Path]:
     """The engine's files that are not there."""
     return [path for path in find_files(models).paths() if not path.is_file()]
+
+
+def missing_tiny_files(models: ModelPaths) -> list[Path]:
+    """The tiny decoder's files that are not there."""
+    files = find_files(models)
+    return [path for path in (files.taesd_config, files.taesd_weights) if not path.is_file()]
 
 
 def missing_named_files(models: ModelPaths) -> list[Path]:
@@ -118,12 +133,18 @@ def _described(path: Path) -> str:
     return f"{path} ({size / 1e6:,.1f} MB)" if size else str(path)
 
 
-def missing_weights_error(missing: list[Path]) -> WeightsError:
-    """The error that names each missing file, its size and the command that gets it."""
+def missing_weights_error(missing: list[Path], selection: str = "") -> WeightsError:
+    """The error that names each missing file, its size and the command that gets it.
+
+    Args:
+        missing: the files.
+        selection: what the command needs to get them, where it doesn't by itself.
+    """
+    command = f"{DOWNLOAD_COMMAND} {selection}".rstrip()
     names = ", ".join(_described(path) for path in missing)
     return WeightsError(
         f"model weights are missing 缺少模型权重: {names}",
-        f"run {DOWNLOAD_COMMAND}, or correct the path 请下载权重或修正路径",
+        f"run {command}, or correct the path 请下载权重或修正路径",
     )
 
 

@@ -60,6 +60,7 @@ MUSETALK_REPOSITORY = "TMElyralab/MuseTalk"
 _MUSETALK = (MUSETALK_REPOSITORY, "3ef28bc5cff08c90ad8178a25f1b570cd800170f")
 _VAE = ("stabilityai/sd-vae-ft-mse", "31f26fdeee1355a5c34592e401dd41e45d25a493")
 _WHISPER = ("openai/whisper-tiny", "169d4a4341b33bc18d8881c4b69c2e104e1cc0af")
+_TAESD = ("madebyollin/taesd", "main")
 _DWPOSE = ("yzd-v/DWPose", "1a7144101628d69ee7a3768d1ee3a094070dc388")
 _BISENET = ("ManyOtherFunctions/face-parse-bisent", "0073b233a5a3c4b1377d4dbf49245017938a72b5")
 _FACE_ALIGNMENT = "https://www.adrianbulat.com/downloads/python-fan/"
@@ -79,6 +80,8 @@ REGISTRY: tuple[OfficialFile, ...] = (
          "ffdccec4f3211f4c63310f2b7098f309fe70f3952cedc5e4d11e43f5b2379b98", *_WHISPER),
     _hub("whisper", "whisper/model.safetensors", 151_061_672,
          "7ebd0e69e78190ffe1438491fa05cc1f5c1aa3a4c4db3bc1723adbb551ea2395", *_WHISPER),
+    _hub("tiny", "taesd/config.json", None, None, *_TAESD),
+    _hub("tiny", "taesd/diffusion_pytorch_model.safetensors", None, None, *_TAESD),
     _hub("dwpose", "dwpose/dw-ll_ucoco_384.pth", 406_878_486,
          "0d9408b13cd863c4e95a149dd31232f88f2a12aa6cf8964ed74d7d97748c7a07", *_DWPOSE),
     _hub("bisenet", "face-parse-bisent/79999_iter.pth", 53_289_463,

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,17 +27,20 @@ from musetalk.engines.musetalk.openvino_runtime import (
     choose_runtime,
     decoder_conversion,
     region_conversion,
+    tiny_conversion,
     unet_conversion,
 )
 from musetalk.engines.musetalk.region import (
     Rectangle,
     RegionDecoder,
-    can_decode_part,
     difference,
     face_weights,
+    full,
     optimised_region,
     used_rectangle,
+    verdict,
 )
+from musetalk.engines.musetalk.tiny import TinyFaceDecoder, decode_tiny_cuts, tiny_verdict
 from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
 from musetalk.weights.files import MuseTalkFiles, latents_fingerprint, sampled_digest
 from musetalk.whisper import N_MELS, PromptListener, PromptState
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from musetalk.templates.template import Template
 
 Result = TypeVar("Result")
+FaceDecoder = Callable[["Tensor"], "Tensor"]
+"""(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
 log = logging.getLogger(__name__)
 
 LATENT_SIDE = 32  # a face of 256 pixels, 8 pixels to a latent
@@ -171,6 +176,7 @@ class MuseTalkEngine:
         self.device = device
         self.dtype = running_dtype(device, half=engine_config.fp16)
         self.fingerprint = latents_fingerprint(files)
+        self.vae_decoder = engine_config.vae_decoder
         self._config = engine_config
         self._files = files
         self._unet = networks.open_unet(files)
@@ -182,7 +188,7 @@ class MuseTalkEngine:
         self._optimised: set[Any] = set()  # modules that torch compiles; once each, for all templates
 
     def _check_fit(self) -> None:
-        unet, vae = self._unet.module.config, self._vae.module.config
+        unet, vae = self._unet.module.shape, self._vae.module.shape
         side = FACE_SIZE >> (len(vae.block_out_channels) - 1)
         if (vae.latent_channels, side) != (LATENT_CHANNELS, LATENT_SIDE):
             raise WeightsError(
@@ -202,7 +208,7 @@ class MuseTalkEngine:
         from musetalk.engines.musetalk.networks import open_whisper_encoder
 
         network = open_whisper_encoder(self._files)
-        whisper, width = network.module.config, self._unet.module.config.cross_attention_dim
+        whisper, width = network.module.shape, self._unet.module.shape.cross_attention_dim
         if (whisper.d_model, whisper.num_mel_bins) != (width, N_MELS):
             raise WeightsError(
                 f"{self._files.whisper_config} is another Whisper: width {whisper.d_model}, "
@@ -214,7 +220,7 @@ class MuseTalkEngine:
     @property
     def prompt_width(self) -> int:
         """Channels of an audio prompt."""
-        return self._unet.module.config.cross_attention_dim
+        return self._unet.module.shape.cross_attention_dim
 
     def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
         """(1, 8, 32, 32) float32 per face: masked latents, then reference latents, scaled means.
@@ -240,8 +246,8 @@ class MuseTalkEngine:
             masked = rgb.clone()
             masked[:, :, FACE_SIZE // 2 :] = 0
             images = (torch.cat([masked, rgb]) - 0.5) / 0.5
-            posterior = vae.encode(images.to(vae.dtype)).latent_dist
-            means = posterior.mean.float() * vae.config.scaling_factor
+            means = vae.posterior_means(images.to(getattr(torch, self.dtype))).float()
+            means = means * vae.shape.scaling_factor
             return torch.cat(means.chunk(2), dim=1)[:, None].contiguous().cpu().numpy()
 
     def listen(
@@ -260,8 +266,7 @@ class MuseTalkEngine:
         with torch.inference_mode(), memory_needed(self.device, "encoding audio"):
             encoder = self._whisper.load(self.device, "float32")
             features = torch.from_numpy(mel)[None].to(self.device)
-            states = encoder(features, output_hidden_states=True).hidden_states
-            return torch.cat(states).cpu().numpy()
+            return torch.cat(encoder(features)).cpu().numpy()
 
     def predict_latents(self, latents: Tensor, prompts: Tensor) -> Tensor:
         """The UNet's one step.
@@ -276,18 +281,18 @@ class MuseTalkEngine:
         if self._compiled_unet is not None:
             return _through(self._compiled_unet, latents, prompts).to(latents.dtype)
         unet = self._unet.load(self.device, self.dtype)
-        return unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
+        return unet(latents, prompts)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
         unscaled = self.unscaled(latents)
         if self._compiled_decoder is not None:
             return _one_by_one(self._compiled_decoder, unscaled)
-        return self._vae.load(self.device, self.dtype).decode(unscaled, return_dict=False)[0]
+        return self._vae.load(self.device, self.dtype).decode(unscaled)
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the VAE's decoder takes them."""
-        return latents / self._vae.module.config.scaling_factor
+        return latents / self._vae.module.shape.scaling_factor
 
     def open(self, template: Template) -> MuseTalkGenerator:
         """Loads the networks and puts the template's latents on the device.
@@ -304,12 +309,11 @@ class MuseTalkEngine:
     def _opened(self, template: Template) -> MuseTalkGenerator:
         generator = MuseTalkGenerator(self, template)
         wish = self._config.vae_region
-        wanted = wish == "on" or (wish == "auto" and self._found_harmless(template.region_verdict))
-        if wanted and not can_decode_part(self._vae.module):
-            log.warning("⚠️ this VAE decodes whole faces only 该VAE不支持区域解码")
-            wanted = False
+        harmless = self.vae_decoder == "tiny" or self._found_harmless(template.region_verdict)
+        wanted = wish == "on" or (wish == "auto" and harmless)
         rectangle = used_rectangle(face_weights(template)) if wanted else None
-        self._make_ready(generator, rectangle, whole_faces=not wanted, optimise=self._compiles)
+        generator.decode = self._face_decoder(generator, rectangle, optimise=self._compiles)
+        self._let_go()
         return generator
 
     @property
@@ -326,57 +330,84 @@ class MuseTalkEngine:
 
     @property
     def _judged_with(self) -> str:
-        return f"{sampled_digest([self._files.unet_weights, self._files.vae_weights])[:16]} {self.dtype}"
+        files = self._files
+        weights = [files.taesd_weights] if self.vae_decoder == "tiny" else [files.unet_weights]
+        return f"{sampled_digest([*weights, files.vae_weights])[:16]} {self.dtype}"
 
     @property
     def _is_large(self) -> bool:
         return self._files.unet_weights.stat().st_size >= WORTHWHILE_BYTES
 
     def judge(self, template: Template) -> dict[str, Any]:
-        """Whether decoding a part of this template's faces is harmless, as its metadata holds it.
+        """What the decoder that was asked for costs this template in looks, as its metadata holds it.
 
-        The template's own faces are decoded both ways, with statistics of other faces: those that the UNet
-        makes of them in silence. Nothing is judged, {}, where `vae_region` is "off", for networks too small
-        to gain by it, and where the memory for it is missing.
+        The template's own faces are decoded both ways: in part and in full, with statistics of other faces,
+        those that the UNet makes of them in silence; or by the tiny decoder and the full one. Decoding in
+        part isn't judged where `vae_region` is "off" or for networks too small to gain by it, and nothing is
+        where the memory for it is missing.
 
         Raises:
             CacheError, WeightsError, EngineError: as `open`.
         """
-        if self._config.vae_region == "off" or not self._is_large or not can_decode_part(self._vae.module):
+        tiny = self.vae_decoder == "tiny"
+        if not tiny and (self._config.vae_region == "off" or not self._is_large):
             return {}
         try:
-            return {"vae_region": {**self._verdict(template), "networks": self._judged_with}}
-        except (RuntimeError, MemoryError) as e:
-            if not is_out_of_memory(e):
-                raise
-            log.warning("⚠️ no memory to judge region decoding on %s 内存不足，不使用区域解码", self.device)
+            with memory_needed(self.device, "judging decoders"):
+                found = self._tiny_verdict(template) if tiny else self._region_verdict(template)
+        except DeviceError as e:
+            log.warning("⚠️ %s, decoders are not judged 不评估解码器", e)
             return {}
+        finally:
+            self._let_go()
+        return {"vae_decoder" if tiny else "vae_region": {**found, "networks": self._judged_with}}
 
-    def _verdict(self, template: Template) -> dict[str, Any]:
-        import torch
-
+    def _region_verdict(self, template: Template) -> dict[str, Any]:
         weights, generator = face_weights(template), MuseTalkGenerator(self, template)
-        self._make_ready(generator, used_rectangle(weights), whole_faces=True, optimise=False)
-        region, own = cast(RegionDecoder, generator.region), generator.own_faces()
-        with torch.inference_mode():
-            differs = difference(region.decode(self.unscaled(own)), self.decode_latents(own), weights)
-        log.info("decoding %.0f %% of the face differs by %s", 100 * region.share, differs)
-        return region.verdict(differs)
+        rectangle = used_rectangle(weights)
+        part, whole = (self._face_decoder(generator, r, full_decoder=True) for r in (rectangle, None))
+        differs = difference(*generator.own_faces_by(part, whole), weights)
+        found = verdict(rectangle, differs)
+        log.info("decoding %.0f %% of the face differs by %s", 100 * found["share"], differs)
+        return found
 
-    def _make_ready(
-        self, generator: MuseTalkGenerator, rectangle: Rectangle | None, *, whole_faces: bool, optimise: bool
-    ) -> None:
-        """Loads or compiles what is needed; torch takes OpenVINO's place where it can't be and needn't.
+    def _tiny_verdict(self, template: Template) -> dict[str, Any]:
+        weights, generator = face_weights(template), MuseTalkGenerator(self, template)
+        tiny, whole = (self._face_decoder(generator, None, full_decoder=full_) for full_ in (False, True))
+        found = tiny_verdict(*generator.own_faces_by(tiny, whole), weights)
+        log.warning(
+            "⚠️ the tiny decoder's faces differ by %.1f levels on average, %.1f at the 99.9th percentile, and "
+            "keep %.0f %% of the sharpness 小型解码器画质略降",
+            *(found["mean"], found["tail"], 100 * found["sharpness"]),
+        )
+        return {"decoder": "tiny", **found}
+
+    def _face_decoder(
+        self,
+        generator: MuseTalkGenerator,
+        rectangle: Rectangle | None,
+        *,
+        full_decoder: bool = False,
+        optimise: bool = False,
+    ) -> FaceDecoder:
+        """What decodes faces, with everything it and the UNet need loaded or compiled.
+
+        torch takes OpenVINO's place where that can't be had and needn't.
 
         Args:
-            rectangle: the part of the face that the generator is to decode; None: all of it.
-            whole_faces: whether the whole decoder is wanted.
-            optimise: whether torch compiles what the generator will call.
+            rectangle: the part of the face that is to be decoded; None: all of it.
+            full_decoder: the VAE's, whichever was asked for.
+            optimise: whether torch compiles what will be called.
         """
         try:
-            self._load(whole_faces, optimise)
-            if rectangle is not None:
-                generator.region = self._region(generator, rectangle, optimise)
+            self._load_unet(optimise)
+            if self.vae_decoder == "tiny" and not full_decoder:
+                return self._tiny(rectangle or full(FACE_SIZE), optimise).decode
+            if rectangle is None:
+                self._load_decoder(optimise)
+                return self.decode_latents
+            region = self._region(generator, rectangle, optimise)
+            return lambda latents: region.decode(self.unscaled(latents))
         except DeviceError:
             raise
         except EngineError as e:
@@ -384,24 +415,65 @@ class MuseTalkEngine:
                 raise
             log.warning("⚠️ %s; going on with torch", e)
             self._openvino, self._compiled_unet, self._compiled_decoder = False, None, None
-            self._make_ready(generator, rectangle, whole_faces=whole_faces, optimise=optimise)
+            return self._face_decoder(generator, rectangle, full_decoder=full_decoder, optimise=optimise)
+
+    def _let_go(self) -> None:
+        """Gives back networks that were loaded only to make those that run."""
         if self._openvino:
             self._vae.release()
 
-    def _load(self, whole_faces: bool, optimise: bool) -> None:
+    def _load_unet(self, optimise: bool) -> None:
+        if not self._openvino:
+            self._optimise(self._unet.load(self.device, self.dtype), optimise)
+        elif self._compiled_unet is None:
+            self._compiled_unet = CompiledNetwork(self._unet_conversion(), self.dtype)
+
+    def _load_decoder(self, optimise: bool) -> None:
+        if not self._openvino:
+            self._optimise(self._vae.load(self.device, self.dtype).decoder, optimise)
+        elif self._compiled_decoder is None:
+            conversion = decoder_conversion(self._float_vae, self._vae_sources)
+            self._compiled_decoder = CompiledNetwork(conversion, self.dtype)
+
+    def _optimise(self, module: Any, optimise: bool) -> None:
+        """Has torch compile a module, once for all templates."""
+        if optimise and module not in self._optimised:
+            module.compile()
+            self._optimised.add(module)
+
+    def _tiny(self, rectangle: Rectangle, optimise: bool) -> TinyFaceDecoder:
+        counts = self._taesd.module.shape.counts
         if self._openvino:
-            if self._compiled_unet is None:
-                self._compiled_unet = CompiledNetwork(self._unet_conversion(), self.dtype)
-            if whole_faces and self._compiled_decoder is None:
-                self._compiled_decoder = CompiledNetwork(
-                    decoder_conversion(self._float_vae, self._vae_sources), self.dtype
-                )
-            return
-        unet, vae = (network.load(self.device, self.dtype) for network in (self._unet, self._vae))
-        for module in (unet, vae.decoder) if whole_faces else (unet,):
-            if optimise and module not in self._optimised:
-                module.compile()
-                self._optimised.add(module)
+            return TinyFaceDecoder(rectangle, self._compiled_tiny, counts, LATENT_SIDE)
+        import torch
+
+        decoder = self._taesd.load(self.device, self.dtype)
+
+        def decode_cuts(cuts: np.ndarray) -> Callable[[Tensor], Tensor]:
+            edges = cuts.tolist()
+            decode = functools.partial(decode_tiny_cuts, decoder, cuts=edges)
+            return torch.compile(decode) if optimise else decode
+
+        return TinyFaceDecoder(rectangle, decode_cuts, counts, LATENT_SIDE)
+
+    def _compiled_tiny(self, cuts: np.ndarray) -> Callable[[Tensor], Tensor]:
+        sources = [self._files.taesd_config, self._files.taesd_weights]
+        conversion = tiny_conversion(lambda: self._taesd.load("cpu", "float32"), sources, len(cuts))
+        return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, {1: cuts}))
+
+    @functools.cached_property
+    def _taesd(self) -> Network:
+        from musetalk.engines.musetalk.networks import open_tiny_decoder
+
+        network = open_tiny_decoder(self._files)
+        shape = network.module.shape
+        if (shape.latent_channels, len(shape.widths)) != (LATENT_CHANNELS, 4):
+            raise WeightsError(
+                f"{self._files.taesd_config} is another decoder: {shape.latent_channels} channels, "
+                f"{len(shape.widths)} levels 解码器不符",
+                "use the official madebyollin/taesd (--taesd_dir)",
+            )
+        return network
 
     def _region(self, generator: MuseTalkGenerator, rectangle: Rectangle, optimise: bool) -> RegionDecoder:
         import torch
@@ -500,7 +572,15 @@ class MuseTalkGenerator:
         self.limit = BatchLimit(engine.device)
         latents, self._row_of = stack_latents(template)
         self._latents = torch.from_numpy(latents).to(engine.device, getattr(torch, engine.dtype))
-        self.region: RegionDecoder | None = None
+        self.decode: FaceDecoder = engine.decode_latents
+
+    def own_faces_by(self, *decoders: FaceDecoder) -> tuple[Tensor, Tensor]:
+        """A few of the template's frames, (n, 3, 256, 256) around -1…1, as two decoders decode them."""
+        import torch
+
+        with torch.inference_mode():
+            first, second = (decode(self.own_faces()) for decode in decoders)
+        return first, second
 
     def own_faces(self) -> Tensor:
         """(n, 4, 32, 32) scaled latents of a few of the template's frames."""
@@ -536,10 +616,7 @@ class MuseTalkGenerator:
         with torch.inference_mode():
             latents = self._latents[self._sent(rows)]
             predicted = self.engine.predict_latents(latents, self._sent(prompts).to(latents.dtype))
-            if self.region is not None:
-                images = self.region.decode(self.engine.unscaled(predicted))
-            else:
-                images = self.engine.decode_latents(predicted)
+            images = self.decode(predicted)
             levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
             return levels.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

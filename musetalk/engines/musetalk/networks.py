@@ -120,10 +120,10 @@ def open_unet(files: MuseTalkFiles) -> Network:
     Raises:
         WeightsError: files missing, damaged, hostile or not of each other.
     """
-    from diffusers import UNet2DConditionModel
+    from musetalk.engines.musetalk.architectures.unet import UNet, UNetShape, fold_time_embedding
 
     settings = read_json(files.unet_config)
-    module = _on_meta(lambda: UNet2DConditionModel.from_config(settings), files.unet_config)
+    module = _on_meta(lambda: UNet(UNetShape.read(settings)), files.unet_config)
     read = _checked(module, lambda: read_tensors(files.unet_weights), files.unet_weights, files.unet_config)
     return Network(module, read, fold_time_embedding)
 
@@ -146,15 +146,33 @@ def open_vae(files: MuseTalkFiles) -> Network:
     Raises:
         WeightsError: files missing, damaged, hostile or not of each other.
     """
-    from diffusers import AutoencoderKL
+    from musetalk.engines.musetalk.architectures.vae import Autoencoder, AutoencoderShape
 
     settings = read_json(files.vae_config)
-    module = _on_meta(lambda: AutoencoderKL.from_config(settings), files.vae_config)
+    module = _on_meta(lambda: Autoencoder(AutoencoderShape.read(settings)), files.vae_config)
 
     def current() -> Mapping[str, Tensor]:
         return _current_vae_keys(read_tensors(files.vae_weights))
 
     return Network(module, _checked(module, current, files.vae_weights, files.vae_config))
+
+
+def open_tiny_decoder(files: MuseTalkFiles) -> Network:
+    """TAESD's decoder, its checkpoint checked and not yet read; the encoder is left in the file.
+
+    Raises:
+        WeightsError: files missing, damaged, hostile or not of each other.
+    """
+    from musetalk.engines.musetalk.architectures.vae import TinyDecoder, TinyDecoderShape
+
+    settings = read_json(files.taesd_config)
+    module = _on_meta(lambda: TinyDecoder(TinyDecoderShape.read(settings)), files.taesd_config)
+
+    def decoder() -> Mapping[str, Tensor]:
+        tensors = read_tensors(files.taesd_weights)
+        return {key: tensor for key, tensor in tensors.items() if not key.startswith("encoder.")}
+
+    return Network(module, _checked(module, decoder, files.taesd_weights, files.taesd_config))
 
 
 def _encoder_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,11 +186,10 @@ def open_whisper_encoder(files: MuseTalkFiles) -> Network:
     Raises:
         WeightsError: files missing, damaged, hostile or not of each other.
     """
-    from transformers import WhisperConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder, WhisperShape
 
     settings = read_json(files.whisper_config)
-    module = _on_meta(lambda: WhisperEncoder(WhisperConfig(**settings)), files.whisper_config)
+    module = _on_meta(lambda: WhisperEncoder(WhisperShape.read(settings)), files.whisper_config)
 
     def encoder() -> Mapping[str, Tensor]:
         return _encoder_only(read_tensors(files.whisper_weights))
@@ -187,19 +204,13 @@ def fold_upsampling(network: Any) -> Any:
     add up to four 2×2 kernels, one for each pixel of a doubled one: 4/9 of the work, the same values. A
     transposed convolution of stride 2 is just that. Returns `network`.
     """
-    from diffusers.models.upsampling import Upsample2D
+    from musetalk.engines.musetalk.architectures.blocks import Upsampler
 
     for block in network.modules():
-        for index, upsampler in enumerate(getattr(block, "upsamplers", None) or ()):
-            if isinstance(upsampler, Upsample2D) and _is_plain(upsampler):
+        for index, upsampler in enumerate(getattr(block, "upsamplers", ())):
+            if isinstance(upsampler, Upsampler):
                 block.upsamplers[index] = _doubling(upsampler.conv)
     return network
-
-
-def _is_plain(upsampler: Any) -> bool:
-    convolution: Any = upsampler.conv if upsampler.name == "conv" else None
-    plain = type(convolution).__name__ == "Conv2d" and upsampler.norm is None and upsampler.interpolate
-    return plain and (convolution.kernel_size, convolution.padding) == ((3, 3), (1, 1))
 
 
 def _doubling(convolution: Any) -> nn.Module:
@@ -219,25 +230,3 @@ def _doubling(convolution: Any) -> nn.Module:
     doubling.weight = torch.nn.Parameter(folded, requires_grad=False)
     doubling.bias = convolution.bias
     return doubling.eval()
-
-
-def fold_time_embedding(unet: Any) -> None:
-    """Makes timestep 0, the only one MuseTalk runs, a constant of the UNet.
-
-    Everything that hangs on the timestep alone ends in one vector added behind each residual block's
-    first convolution; it moves into that convolution's bias and the layers that made it are dropped.
-    """
-    import torch
-    from diffusers.models.resnet import ResnetBlock2D
-
-    weight = unet.conv_in.weight
-    with torch.no_grad():
-        steps = torch.zeros(1, dtype=torch.long, device=weight.device)
-        embedding = unet.time_embedding(unet.time_proj(steps).to(weight.dtype))
-        for block in unet.modules():
-            if isinstance(block, ResnetBlock2D):
-                shift = block.time_emb_proj(block.nonlinearity(embedding))[0]
-                block.conv1.bias = torch.nn.Parameter(block.conv1.bias + shift, requires_grad=False)
-                block.time_emb_proj = None  # type: ignore[assignment]
-    del unet.time_embedding
-    unet.time_embedding = lambda *_: None

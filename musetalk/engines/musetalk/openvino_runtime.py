@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FOLDER = "openvino"  # beside the weights
 WORTHWHILE_BYTES = 1_000_000_000  # of weights; smaller networks run before they are converted
 LOCK_TIMEOUT = 600.0  # seconds that a process waits for another's conversion
-GENERATION = 2  # of what is done to the networks before they are converted; converted anew when it changes
+GENERATION = 3  # of what is done to the networks before they are converted; converted anew when it changes
 TRACED_SIDE = 32  # latents; the converted networks take what torch takes, tracing is quickest on one face
 
 
@@ -178,22 +178,9 @@ def unet_conversion(
 ) -> Conversion:
     """The UNet at timestep 0: latents (B, 8, 32, 32) and prompts (B, n, width) → (B, 4, 32, 32)."""
 
-    def wrapped() -> Any:
-        from torch import nn
-
-        class OneStep(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.unet = module()
-
-            def forward(self, latents: Any, prompts: Any) -> Any:
-                return self.unet(latents, 0, encoder_hidden_states=prompts, return_dict=False)[0]
-
-        return OneStep().eval()
-
     side = TRACED_SIDE
     examples = [np.zeros((1, 8, side, side), np.float32), np.zeros((1, *prompt_shape), np.float32)]
-    return Conversion("unet", sources, wrapped, examples, [(-1, 8, side, side), (-1, -1, prompt_shape[1])])
+    return Conversion("unet", sources, module, examples, [(-1, 8, side, side), (-1, -1, prompt_shape[1])])
 
 
 def decoder_conversion(vae: Callable[[], Any], sources: Sequence[Path]) -> Conversion:
@@ -203,7 +190,7 @@ def decoder_conversion(vae: Callable[[], Any], sources: Sequence[Path]) -> Conve
         from torch import nn
 
         loaded = vae()
-        return nn.Sequential(loaded.post_quant_conv or nn.Identity(), loaded.decoder).eval()
+        return nn.Sequential(loaded.post_quant_conv, loaded.decoder).eval()
 
     side = TRACED_SIDE
     return Conversion(
@@ -235,3 +222,26 @@ def region_conversion(
     examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
     examples.append(np.zeros((2, channels), np.float32))
     return Conversion("region", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4), (2, channels)])
+
+
+def tiny_conversion(decoder: Callable[[], Any], sources: Sequence[Path], cuts: int) -> Conversion:
+    """`tiny.decode_tiny_cuts`: latents (B, 4, 32, 32) and cuts (n, 4) → (B, 3, h, w)."""
+
+    def wrapped() -> Any:
+        from torch import nn
+
+        from musetalk.engines.musetalk.tiny import decode_tiny_cuts
+
+        class Part(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.tiny = decoder()
+
+            def forward(self, latents: Any, edges: Any) -> Any:
+                return decode_tiny_cuts(self.tiny, latents, edges.unbind(0))
+
+        return Part().eval()
+
+    side = TRACED_SIDE
+    examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
+    return Conversion("tiny", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4)])

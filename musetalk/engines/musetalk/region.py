@@ -4,13 +4,14 @@ The VAE decoder's convolutions see a few pixels around each pixel, so a region w
 the same values, but for one thing: its group norms take their statistics over the whole image. The decision
 a reader would question: in the cropped blocks those statistics are constants of the template, measured on
 full decodes of it. They move a little with the mouth, so the result differs a little, and preprocessing
-judges for each template whether little is little enough; see `difference` and `RegionDecoder.verdict`.
+judges for each template whether little is little enough; see `difference` and `verdict`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,15 @@ class Rectangle(NamedTuple):
     def doubled(self) -> Rectangle:
         """This rectangle at twice the resolution."""
         return Rectangle(*(2 * edge for edge in self))
+
+    def within(self, other: Rectangle) -> list[int]:
+        """Top, bottom, left and right in an image that shows `other` alone."""
+        return [
+            self.top - other.top,
+            self.bottom - other.top,
+            self.left - other.left,
+            self.right - other.left,
+        ]
 
     @property
     def area(self) -> int:
@@ -120,24 +130,20 @@ def plan_cuts(rectangle: Rectangle, resnets: Sequence[int], side: int) -> np.nda
     Returns:
         (n, 4) int64: top, bottom, left and right in the image as the cut before left it.
     """
-    held, cuts = full(side), []
-
-    def cut(wanted: Rectangle) -> None:
-        nonlocal held
-        origin = (held.top, held.top, held.left, held.left)
-        cuts.append([edge - start for edge, start in zip(wanted, origin, strict=True)])
-        held = wanted
-
+    wanted = []
     for level, needed in enumerate(plan_crops(rectangle, resnets, side)):
-        for left_to_do in range(resnets[level] if level else 0, 0, -1):
-            cut(needed.grown(2 * left_to_do, side << level))
-        cut(needed)
-        held = held.doubled() if level < len(resnets) - 1 else held
-    cut(rectangle)
-    return np.array(cuts, np.int64)
+        blocks_left = range(resnets[level] if level else 0, 0, -1)
+        wanted += [(level, needed.grown(2 * count, side << level)) for count in blocks_left]
+        wanted.append((level, needed))
+    held, cuts = full(side), []
+    for (level, part), (after, _) in pairwise([*wanted, (len(resnets) - 1, rectangle)]):
+        cuts.append(part.within(held))
+        held = part.doubled() if after > level else part
+    return np.array([*cuts, rectangle.within(held)], np.int64)
 
 
-def _cut(image: Tensor, edges: Any) -> Tensor:
+def cut(image: Tensor, edges: Any) -> Tensor:
+    """Rows and columns of (B, C, H, W) between `edges`: top, bottom, left, right."""
     top, bottom, left, right = edges
     return image[:, :, top:bottom, left:right]
 
@@ -159,28 +165,15 @@ def decode_cuts(vae: Any, latents: Tensor, cuts: Iterable[Any], normalise: Norma
     from torch.nn.functional import silu
 
     decoder, cuts = vae.decoder, iter(cuts)
-    image = latents if vae.post_quant_conv is None else vae.post_quant_conv(latents)
-    image = decoder.mid_block(decoder.conv_in(image))
+    image = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
     for level, block in enumerate(decoder.up_blocks):
         for resnet in block.resnets:
-            if level == 0:
-                image = resnet(image, None)
-            else:
-                image = _residual(resnet, _cut(image, next(cuts)), normalise)
-        image = _cut(image, next(cuts))
-        for upsampler in block.upsamplers or ():
+            image = resnet(image) if level == 0 else _residual(resnet, cut(image, next(cuts)), normalise)
+        image = cut(image, next(cuts))
+        for upsampler in block.upsamplers:
             image = upsampler(image)
     image = decoder.conv_out(silu(normalise(decoder.conv_norm_out, image)))
-    return _cut(image, next(cuts))
-
-
-def can_decode_part(vae: Any) -> bool:
-    """Whether `decode_cuts` is this VAE's decoder: plain residual blocks with SiLU, no attention between."""
-    blocks = vae.decoder.up_blocks
-    resnets = [resnet for block in blocks for resnet in block.resnets]
-    return all(type(block).__name__ == "UpDecoderBlock2D" for block in blocks) and all(
-        type(resnet.nonlinearity).__name__ == "SiLU" and resnet.output_scale_factor == 1 for resnet in resnets
-    )
+    return cut(image, next(cuts))
 
 
 def _resnets(vae: Any) -> list[int]:
@@ -212,7 +205,7 @@ def fixed_norms(vae: Any, affine: Tensor) -> Normalise:
 
 def decoder_of_cuts(vae: Any, cuts: np.ndarray, affine: Tensor) -> Callable[[Tensor], Tensor]:
     """`decode_cuts` with everything but the latents settled, in the precision of `vae`."""
-    normalise, edges = fixed_norms(vae, affine.to(vae.dtype)), cuts.tolist()
+    normalise, edges = fixed_norms(vae, affine.to(vae.post_quant_conv.weight.dtype)), cuts.tolist()
     return lambda latents: decode_cuts(vae, latents, edges, normalise)
 
 
@@ -280,27 +273,29 @@ class RegionDecoder:
         else:
             self._decode = decoder_of_cuts(vae, cuts, affine)
 
-    @property
-    def share(self) -> float:
-        """Of the face's pixels."""
-        return self.rectangle.area / FACE_SIZE**2
-
-    def verdict(self, difference: Difference) -> dict[str, Any]:
-        """What a template's metadata says of decoding this region: levels, and whether it may be used.
-
-        A region nearly as large as the face isn't worth its inexactness.
-        """
-        harmless = difference.harmless and self.share < WORTHWHILE
-        levels = {name: round(value, 3) for name, value in asdict(difference).items()}
-        return {"harmless": harmless, "share": round(self.share, 3), **levels}
-
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, 32, 32) unscaled latents → (B, 3, 256, 256) RGB around -1…1, black outside the region."""
-        part = self._decode(latents)
-        images = part.new_full((len(part), 3, FACE_SIZE, FACE_SIZE), -1)
-        top, bottom, left, right = self.rectangle
-        images[:, :, top:bottom, left:right] = part
-        return images
+        return placed(self._decode(latents), self.rectangle)
+
+
+def placed(part: Tensor, rectangle: Rectangle) -> Tensor:
+    """(B, 3, h, w), the face's `rectangle` → (B, 3, 256, 256), black around it."""
+    if rectangle == full(FACE_SIZE):
+        return part
+    images = part.new_full((len(part), 3, FACE_SIZE, FACE_SIZE), -1)
+    top, bottom, left, right = rectangle
+    images[:, :, top:bottom, left:right] = part
+    return images
+
+
+def verdict(rectangle: Rectangle, differs: Difference) -> dict[str, Any]:
+    """What a template's metadata says of decoding a region: levels, and whether it may be used.
+
+    A region nearly as large as the face isn't worth its inexactness.
+    """
+    share = rectangle.area / FACE_SIZE**2
+    levels = {name: round(value, 3) for name, value in asdict(differs).items()}
+    return {"harmless": differs.harmless and share < WORTHWHILE, "share": round(share, 3), **levels}
 
 
 def difference(found: Tensor, exact: Tensor, weights: np.ndarray) -> Difference:
