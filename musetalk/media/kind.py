@@ -48,6 +48,23 @@ def is_picture(path: Path) -> bool:
         return False
 
 
+def is_heif(path: Path) -> bool:
+    """Whether `path`'s first bytes are those of HEIC, which shares its container with AVIF."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(LOOKED_AT)
+    except OSError:
+        return False
+    # the brands: the main one, and behind four bytes of version the others that the file keeps to
+    brands = head[8:12] + head[16 : int.from_bytes(head[:4], "big")]
+    return (
+        head[4:8] == b"ftyp"
+        and head[8:12] in _PICTURE_BRANDS
+        and b"avif" not in brands
+        and b"avis" not in brands
+    )
+
+
 def _by_content(head: bytes) -> Kind | None:
     box = head[4:8]
     if box == b"ftyp":
