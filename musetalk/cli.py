@@ -102,6 +102,17 @@ def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
         "--face_detector", default=defaults.face_detector, choices=get_args(FaceDetectorRequest)
     )
     group.add_argument("--face_parser", default=defaults.face_parser, choices=get_args(FaceParserRequest))
+    group.add_argument(
+        "--max_side",
+        type=int,
+        default=defaults.max_side,
+        help="larger frames are shrunk (default %(default)s)",
+    )
+    group.add_argument("--start", type=float, default=defaults.start, help="seconds of a clip to leave away")
+    group.add_argument("--seconds", type=float, default=defaults.seconds, help="of a clip to take")
+    group.add_argument(
+        "--background", default=defaults.background, help="behind transparency: #rrggbb or a picture"
+    )
     group.add_argument("--idle_motion", action="store_true", help="blinks and sway for a single image")
 
 
@@ -178,6 +189,10 @@ def _service(arguments: argparse.Namespace) -> IntegratedMuseTalkService:
         face_detector=arguments.face_detector,
         face_parser=arguments.face_parser,
         idle_motion=arguments.idle_motion,
+        max_side=arguments.max_side,
+        start=arguments.start,
+        seconds=arguments.seconds,
+        background=arguments.background,
     )
     encoding = EncodingConfig(arguments.encoder, arguments.preset, arguments.crf)
     return IntegratedMuseTalkService(arguments.cache_dir, config=config, encoding=encoding, settings=settings)

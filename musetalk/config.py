@@ -40,6 +40,7 @@ MAX_BATCH_SIZE = 1024
 MAX_CRF = 51  # x264's scale, 0 is lossless
 MAX_SIDE = 8192  # pixels, of a template's frame
 MIN_SIDE = 16  # pixels
+MIN_SECONDS = 0.001  # of a clip
 MAX_TEMPLATE_BYTES = 8 << 30  # of all frames of a template, which are held at once
 SOURCE_FPS = "source"  # in place of a number: the template's own rate
 FACE_SIZE = 256  # pixels, side of the crop that the networks see
@@ -54,6 +55,11 @@ def _choice(name: str, value: str, allowed: object) -> None:
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(f"{name} is {value!r}", f"{name} is a whole number from {low} to {high}")
+
+
+def _amount(name: str, value: float, low: float) -> None:
+    if not low <= value < math.inf:
+        raise InputError(f"{name} is {value!r}", f"{name} is a number of seconds from {low} on")
 
 
 def parse_fps(value: float | str | Fraction) -> Fraction:
@@ -142,6 +148,10 @@ class PreprocessingConfig:
     face_detector: FaceDetectorRequest = "auto"
     face_parser: FaceParserRequest = "auto"
     idle_motion: bool = False
+    max_side: int = 4096  # pixels; larger frames are made smaller
+    start: float = 0.0  # seconds of a clip that are left away at its beginning
+    seconds: float | None = None  # of a clip that are taken; None takes it to its end
+    background: str = "#ffffff"  # what shows through where frames are transparent: a colour or a picture
 
     def __post_init__(self) -> None:
         _whole("bbox_shift", self.bbox_shift, -1000, 1000)
@@ -149,6 +159,10 @@ class PreprocessingConfig:
         _whole("extra_margin", self.extra_margin, 0, 1000)
         _whole("left_cheek_width", self.left_cheek_width, 0, 256)
         _whole("right_cheek_width", self.right_cheek_width, 0, 256)
+        _whole("max_side", self.max_side, MIN_SIDE, MAX_SIDE)
+        _amount("start", self.start, 0)
+        if self.seconds is not None:
+            _amount("seconds", self.seconds, MIN_SECONDS)
         _choice("face_detector", self.face_detector, FaceDetectorRequest)
         _choice("face_parser", self.face_parser, FaceParserRequest)
 

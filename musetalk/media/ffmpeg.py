@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from musetalk.errors import EngineError, InputError
+from musetalk.media.kind import demuxer_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,6 +142,9 @@ def input_stream(path: Path, reinit_filter: int = 1, **options: Any) -> Any:
     """
     import ffmpeg
 
+    demuxer = demuxer_of(path)
+    if demuxer is not None:
+        options["format"] = demuxer
     return ffmpeg.input(
         file_url(path),
         protocol_whitelist="file,pipe",

@@ -23,6 +23,7 @@ _CLIPS = (
     *(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\0\1", b"\0\0\1\x67"),
     *(b"\x06\x0e\x2b\x34\x02\x05\x01\x01", b"\xb7\xd8\x00\x20\x37\x49\xda\x11"),
 )
+_DEMUXERS = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}  # the least sure of themselves
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _TRANSPORT_PACKETS = (188, 192, 204)  # bytes
@@ -46,6 +47,32 @@ def is_picture(path: Path) -> bool:
             return _by_content(stream.read(LOOKED_AT)) == "image"
     except OSError:
         return False
+
+
+def demuxer_of(path: Path) -> str | None:
+    """ffmpeg's demuxer for files that it would take for pictures because of their names; None for others."""
+    try:
+        with path.open("rb") as stream:
+            return _DEMUXERS.get(stream.read(4))
+    except OSError:
+        return None
+
+
+def is_heif(path: Path) -> bool:
+    """Whether `path`'s first bytes are those of HEIC, which shares its container with AVIF."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(LOOKED_AT)
+    except OSError:
+        return False
+    # the brands: the main one, and behind four bytes of version the others that the file keeps to
+    brands = head[8:12] + head[16 : int.from_bytes(head[:4], "big")]
+    return (
+        head[4:8] == b"ftyp"
+        and head[8:12] in _PICTURE_BRANDS
+        and b"avif" not in brands
+        and b"avis" not in brands
+    )
 
 
 def _by_content(head: bytes) -> Kind | None:

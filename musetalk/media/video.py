@@ -12,7 +12,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,18 +23,22 @@ import numpy as np
 
 from musetalk.config import MAX_FPS, OUTPUT_SUFFIXES, EncodingConfig
 from musetalk.device import usable_cores
-from musetalk.errors import OutputError
+from musetalk.errors import InputError, OutputError
 from musetalk.files import claim, publish, remove_file, sweep
 from musetalk.media import ffmpeg
+from musetalk.media.colour import beyond_sdr, unsaid_matrix, write_table
 from musetalk.media.encoders import shaping_options
-from musetalk.media.image import check_frame_size
-from musetalk.media.stream_info import Report, chosen_track
+from musetalk.media.image import check_frame_size, shrunk_size
+from musetalk.media.layers import WHITE, Background, over
+from musetalk.media.stream_info import FirstFrame, Report, chosen_track, says_interlaced
 
 PixelFormat = Literal["yuv420p", "bgr24"]
 
 MIN_TIMESCALE = 10_000  # ticks per second of an mp4's picture track
 END_GRACE = 5.0  # seconds in which an encoder that failed may say why
 TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
+NEARLY_SQUARE = 0.01  # of a pixel's side; less is the rounding of a scaled picture's aspect
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave WebM's second picture away
 _STAMP = re.compile(r"frame:\d+ +pts:(-?\d+|NOPTS)")
 _MARK = "told"  # a frame's metadata entry, without which its time stamp isn't printed
 MP4_SUFFIXES = (".mp4", ".mov")  # AAC; Matroska can't say where AAC's last packet ends, so it takes Opus
@@ -52,11 +56,14 @@ class VideoInfo:
     """What a video file says of itself.
 
     Attributes:
-        width, height: pixels, after the rotation that its metadata asks for.
+        width, height: square pixels, after the rotation that its metadata asks for.
         fps: frames per second, the average where the rate varies.
         duration: seconds as the container states them, None where it doesn't.
         frame_count: duration × fps, an estimate good enough for a progress bar.
         track: index of the picture track that players show.
+        first: what its first picture was decoded to.
+        interlaced: pictures hold two fields of different times.
+        alpha_decoder: the decoder that gives the transparency which the usual one leaves away.
     """
 
     width: int
@@ -65,6 +72,14 @@ class VideoInfo:
     duration: float | None
     frame_count: int | None
     track: int
+    first: FirstFrame
+    interlaced: bool
+    alpha_decoder: str | None
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether parts of the pictures are transparent."""
+        return self.first.has_alpha or self.alpha_decoder is not None
 
 
 def probe_video(path: Path | str) -> VideoInfo:
@@ -81,12 +96,25 @@ def probe_video(path: Path | str) -> VideoInfo:
         report = _report(path, str(track.index))
     first = report.first_frame()
     assert first is not None and track is not None, "a frame was decoded from it"
-    width, height = first.width, first.height
+    width, height = _squared(first)
     check_frame_size(path, "video", width, height)
     fps = _frame_rate(report.frame_rate, track.fps)
     duration = report.duration
     frame_count = None if duration is None else round(duration * fps)
-    return VideoInfo(width, height, fps, duration, frame_count, track.index)
+    interlaced = first.interlaced or says_interlaced(track)
+    decoder = next((name for codec, name in ALPHA_DECODERS.items() if track.text.startswith(codec)), None)
+    decoder = decoder if track.has_alpha else None
+    return VideoInfo(width, height, fps, duration, frame_count, track.index, first, interlaced, decoder)
+
+
+def _squared(first: FirstFrame) -> tuple[int, int]:
+    """Width and height in square pixels: the side along which pixels are longer grows."""
+    aspect = first.sample_aspect
+    if abs(aspect - 1) < NEARLY_SQUARE:
+        return first.width, first.height
+    if aspect > 1:
+        return round(first.width * aspect), first.height
+    return first.width, round(first.height / aspect)
 
 
 def _report(path: Path, track: str) -> Report:
@@ -118,20 +146,41 @@ def read_video(path: Path | str) -> Iterator[np.ndarray]:
 class VideoReader:
     """A video's frames, decoded while they are asked for, and when each is shown.
 
+    Pixels are made square, fields one picture, HDR and wide gamut BT.709; what is transparent is laid over
+    a background.
+
     Attributes:
         info: what the file says of itself.
+        size: width and height of the frames, pixels.
         times: seconds from the first frame to each one decoded so far; as the container has them, made
             to rise where it has none or they don't.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        start: float = 0.0,
+        seconds: float | None = None,
+        max_side: int | None = None,
+        background: Background = WHITE,
+    ) -> None:
         """Probe `path`.
+
+        Args:
+            start: seconds that are left away at the beginning.
+            seconds: of the clip behind `start`; None takes it to its end.
+            max_side: pixels; larger frames are made smaller.
+            background: what shows through where the video is transparent.
 
         Raises:
             InputError: as `probe_video`.
         """
         self.info = probe_video(path)
+        self.size = shrunk_size(self.info.width, self.info.height, max_side)
         self._path = Path(path)
+        self._start, self._seconds = start, seconds
+        self._background = background
         self._stamps: list[int | None] = []
         self._decoded = 0
 
@@ -143,24 +192,53 @@ class VideoReader:
         Raises:
             InputError: not one frame can be decoded.
         """
-        path, shape = self._path, (self.info.height, self.info.width, 3)
+        width, height = self.size
         self._stamps, self._decoded = [], 0
-        with ffmpeg.Child(self._arguments(), stdout=True, listener=self._hear) as child:
+        with ExitStack() as stack:
+            arguments = self._arguments(self._table(stack))
+            child = stack.enter_context(ffmpeg.Child(arguments, stdout=True, listener=self._hear))
             while True:
-                frame = np.empty(shape, np.uint8)
+                frame = np.empty((height, width, 4 if self.info.has_alpha else 3), np.uint8)
                 if not child.read_array(frame):
                     break
                 self._decoded += 1
-                yield frame
-            if child.finish() != 0 or self._decoded == 0:
-                raise ffmpeg.undecodable(path, "video", child)
-            if child.complaint:
-                logger.warning(
-                    "video %s is damaged, %d frames could be decoded: %s",
-                    path,
-                    self._decoded,
-                    child.complaint,
-                )
+                yield over(frame, self._background) if self.info.has_alpha else frame
+            self._check_end(child, child.finish())
+
+    def _check_end(self, child: ffmpeg.Child, status: int) -> None:
+        if status == 0 and self._decoded == 0 and self._start:
+            raise InputError(
+                f"video {self._path} has no pictures after {self._start:g} s", "give a smaller --start"
+            )
+        if status != 0 or self._decoded == 0:
+            raise ffmpeg.undecodable(self._path, "video", child)
+        if child.complaint:
+            logger.warning(
+                "video %s is damaged, %d frames could be decoded: %s",
+                self._path,
+                self._decoded,
+                child.complaint,
+            )
+
+    def _table(self, stack: ExitStack) -> Path | None:
+        """The colour table that the stream needs, in a folder that is left to `stack`."""
+        tags = self.info.first.colour
+        finding = beyond_sdr(tags)
+        if not finding or self.info.has_alpha:
+            return None
+        logger.warning("%s is %s, its colours are brought to BT.709 已转换为标准色彩", self._path, finding)
+        table = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "table.cube"
+        write_table(tags, table)
+        return table
+
+    @property
+    def frame_count(self) -> int | None:
+        """How many frames are to come, as far as the container says; None where it doesn't."""
+        if self.info.duration is None:
+            return None
+        left = max(self.info.duration - self._start, 0)
+        shown = left if self._seconds is None else min(left, self._seconds)
+        return round(shown * self.info.fps)
 
     def _hear(self, line: str) -> None:
         if stamp := _STAMP.match(line):
@@ -172,8 +250,8 @@ class VideoReader:
         stamps = (self._stamps + [None] * self._decoded)[: self._decoded]
         return _rising(stamps, 1 / float(self.info.fps))
 
-    def _arguments(self) -> list[str]:
-        """Every frame in the probed size, since a stream may change its size half-way.
+    def _arguments(self, table: Path | None) -> list[str]:
+        """Every frame in one size, since a stream may change its size half-way.
 
         The log names each frame's time stamp, in microseconds. Then it is replaced by the frame's number:
         neither -vsync nor -fps_mode works in every ffmpeg. A tick is longer than any frame is shown, so
@@ -181,14 +259,31 @@ class VideoReader:
         """
         import ffmpeg as builder
 
-        # a new graph would count from 0 again
-        source = ffmpeg.input_stream(self._path, reinit_filter=0)[str(self.info.track)]
+        source = self._input()
+        if self.info.interlaced:
+            source = source.filter("bwdif", mode="send_frame", deint="interlaced")
         stamped = source.filter("settb", "1/1000000").filter("metadata", "add", key=_MARK, value=1)
         told = stamped.filter("metadata", "print", key=_MARK)
         numbered = told.filter("settb", "60/1").filter("setpts", "N")
-        converted = numbered.filter("scale", self.info.width, self.info.height, flags=SCALER)
-        output = builder.output(converted.filter("format", "bgr24"), "pipe:1", format="rawvideo", r="1/60")
+        first = self.info.first
+        matrix = unsaid_matrix(first.colour, first.width, first.height)
+        named = {} if matrix is None else {"in_color_matrix": matrix}
+        scaled = numbered.filter("scale", *self.size, flags=SCALER, **named)
+        if table is not None:
+            scaled = scaled.filter("format", "gbrp16le").filter("lut3d", str(table), interp="tetrahedral")
+        layout = "bgra" if self.info.has_alpha else "bgr24"
+        output = builder.output(scaled.filter("format", layout), "pipe:1", format="rawvideo", r="1/60")
         return list(builder.get_args(output))
+
+    def _input(self) -> Any:
+        """The track that is shown, as far as it is asked for."""
+        options: dict[str, Any] = {"ss": self._start} if self._start else {}
+        if self._seconds is not None:
+            options["t"] = self._seconds
+        if self.info.alpha_decoder is not None:
+            options["c:v"] = self.info.alpha_decoder
+        # a new graph would count from 0 again
+        return ffmpeg.input_stream(self._path, reinit_filter=0, **options)[str(self.info.track)]
 
 
 def _rising(stamps: Sequence[int | None], step: float) -> list[float]:

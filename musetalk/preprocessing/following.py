@@ -186,20 +186,15 @@ class TemplateSource:
         return Template.from_frames(self.frames, self.bboxes, every, masks, crops, self.timeline)
 
 
-def _held(
-    source: Path, read: Iterable[np.ndarray], frames: list[np.ndarray], thumbnails: list[np.ndarray]
-) -> Iterator[np.ndarray]:
-    """The frames `read` from `source`, each also kept in `frames` and, small, in `thumbnails`."""
+def _held(read: SourceFrames, frames: list[np.ndarray], thumbnails: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames that are `read`, each also kept in `frames` and, small, in `thumbnails`."""
     for frame in read:
         if frames and frame.shape != frames[0].shape:
-            raise InputError(f"the images in {source} differ in size", "make them all the same size")
+            raise InputError(f"the images in {read.source} differ in size", "make them all the same size")
         frames.append(frame)
         thumbnails.append(thumbnail(frame))
         if len(frames) * frame.nbytes > MAX_TEMPLATE_BYTES:
-            raise InputError(
-                f"{source} is too long for a template: over {len(frames) - 1} frames of its size 模板过长",
-                "cut it to less than a minute, or make its frames smaller 请缩短视频或降低分辨率",
-            )
+            raise read.too_large(len(frames), frame.shape)
         yield frame
 
 
@@ -215,12 +210,12 @@ def find_faces(
     from musetalk.faces.choice import create_detector
     from musetalk.preprocessing.idle_motion import IDLE_FPS, idle_frames
 
-    read = SourceFrames(source)
+    read = SourceFrames(source, settings)
     moving = read.moving
     detector = create_detector(settings.face_detector, engine, device, moving)
     frames: list[np.ndarray] = []
     thumbnails: list[np.ndarray] = []
-    held = _held(source, read, frames, thumbnails)
+    held = _held(read, frames, thumbnails)
     found = list(track(detector, progress(held, read.total, "detect 检测")))
     cuts = find_cuts(thumbnails)
     timeline = read.timeline()

@@ -92,6 +92,7 @@ class EnhancedMuseTalkPreprocessor:
         self, template_id: str, source: Path, settings: PreprocessingConfig, force_refresh: bool = False
     ) -> PreprocessingResult:
         """As `preprocess_template`, with all settings and with how the template came about."""
+        from musetalk.media.layers import background_file
         from musetalk.preprocessing.source import source_sha256
 
         start = time.perf_counter()
@@ -103,6 +104,9 @@ class EnhancedMuseTalkPreprocessor:
             "engine": engine_name,
             "engine_fingerprint": engine_fingerprint(engine_name, self.config),
         }
+        behind = background_file(settings.background)
+        if behind is not None:
+            wanted["background_sha256"] = source_sha256(behind)
         with self.store.lock(template_id):
             metadata = None if force_refresh else self._cached(template_id, wanted)
             if metadata is None:

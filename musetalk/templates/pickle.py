@@ -7,20 +7,25 @@ The decisions a reader would question: pickle's own opcodes may call whatever `f
 state on it, so numpy's constructors are never handed out. Each allowed name becomes a small sealed object
 that takes plain values and builds a plain numeric array, and nothing else can be called. And since a few
 opcodes make room for as much as they state before they look for it, `opcodes` reads all of them beforehand.
+
+A large file isn't read into memory but mapped, and its arrays are parts of the map, not to be written to: two
+processes with one template hold it once. Pickle's C reader can't do that, its Python one can.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import operator
+import os
 import pickle
 import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +40,8 @@ SHARED_BYTES = 0.5  # of a frame, equal to the first one's, from which a differe
 DEFLATE_LEVEL = 1
 MAX_FRAME_BYTES = 3 * MAX_SIDE * MAX_SIDE
 MAX_DEFLATE_RATIO = 1032  # bytes out of one byte in, zlib's technical notes
+MAPPED_FILE = 1 << 30  # bytes from which a file is mapped where the system can
+MAPPED_VALUE = 1 << 16  # bytes from which a value lies in the file on its own, outside of pickle's frames
 COPIES = 2  # of a byte of the file, on its way into an array: as text or bytes, and numpy's own
 
 # what opcodes, numpy and torch's loader raise on bytes that no pickler wrote
@@ -141,7 +148,7 @@ class _PlainArray(np.ndarray):
 def _from_bytes(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     if (
         not isinstance(dtype, _PlainDtype)
-        or not isinstance(data, (bytes, bytearray))
+        or not isinstance(data, (bytes, bytearray, memoryview))
         or order not in ("C", "F")
     ):
         raise pickle.UnpicklingError("array state")
@@ -163,11 +170,10 @@ def _refuse(*_arguments: Any) -> Any:
     raise pickle.UnpicklingError("an array outside its own pickling")
 
 
-class _TemplateUnpickler(pickle.Unpickler):
-    """Builds what a template's file may hold, within its allowance."""
+class _Sealing:
+    """The names that a template's file may ask for; what they stand for is built within an allowance."""
 
-    def __init__(self, stream: IO[bytes], allowance: Allowance) -> None:
-        super().__init__(stream)
+    def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
         self._numpy_names: dict[str, Callable[..., Any]] = {
             "_reconstruct": self._reconstruct,
@@ -229,6 +235,63 @@ class _TemplateUnpickler(pickle.Unpickler):
         return np.add(first, difference)
 
 
+class _TemplateUnpickler(pickle.Unpickler):
+    """Builds what a template's file may hold."""
+
+    def __init__(self, stream: IO[bytes], allowance: Allowance) -> None:
+        super().__init__(stream)
+        self._sealing = _Sealing(allowance)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The sealed stand-in for a name that the file asks for."""
+        return self._sealing.find_class(module, name)
+
+
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _MappedUnpickler(_PythonUnpickler):
+    """As `_TemplateUnpickler`, with large values as read-only views of a mapped file."""
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(_PythonUnpickler.dispatch)
+
+    def __init__(self, content: mmap.mmap, allowance: Allowance) -> None:
+        super().__init__(_MappedStream(content))
+        self._sealing = _Sealing(allowance)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The sealed stand-in for a name that the file asks for."""
+        return self._sealing.find_class(module, name)
+
+    def load_bytearray8(self) -> None:
+        """What the pickler writes of an array's bytes."""
+        size = int.from_bytes(self.read(8), "little")
+        value = self.read(size)
+        self.append(value if isinstance(value, memoryview) else bytearray(value))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+class _MappedStream:
+    """A mapped file read from its start, large parts of it without copying them."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._view = memoryview(content)
+        self._content = content
+        self._position = 0
+
+    def read(self, size: int) -> bytes | memoryview:
+        """The next `size` bytes; a view of them where they are many."""
+        part = self._view[self._position : self._position + size]
+        self._position += len(part)
+        return part if size >= MAPPED_VALUE else bytes(part)
+
+    def readline(self) -> bytes:
+        """The bytes up to the next line's end."""
+        end = self._content.find(b"\n", self._position) + 1 or len(self._view)
+        return bytes(self.read(end - self._position))
+
+
 def _plain(value: Any, seen: dict[int, Any]) -> Any:
     """`value` with plain arrays in place of checked ones; shared objects stay shared."""
     if isinstance(value, _PlainArray):
@@ -244,7 +307,10 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
 def _unpickle(stream: IO[bytes], content: mmap.mmap) -> dict[str, Any]:
     try:
         check_opcodes(content)
-        data = _plain(_TemplateUnpickler(stream, Allowance(len(content))).load(), {})
+        allowance = Allowance(len(content))
+        mapped = _is_mapped(content)
+        reader = _MappedUnpickler(content, allowance) if mapped else _TemplateUnpickler(stream, allowance)
+        data = _plain(reader.load(), {})
     except MuseTalkError:
         raise
     except _DAMAGE as e:
@@ -252,6 +318,11 @@ def _unpickle(stream: IO[bytes], content: mmap.mmap) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _damaged(stream, "it holds no dict")
     return data
+
+
+def _is_mapped(content: mmap.mmap) -> bool:
+    """Whether arrays may stay parts of the file: on Windows nobody could replace it meanwhile."""
+    return len(content) >= MAPPED_FILE and os.name != "nt"
 
 
 def _damaged(stream: IO[bytes], reason: str) -> CacheError:
@@ -323,7 +394,7 @@ def load_template_dict(stream: IO[bytes], sha256: str | None) -> dict[str, Any]:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as e:
         raise _damaged(stream, "it is empty") from e
-    with content:
+    with contextlib.nullcontext() if _is_mapped(content) else content:
         if sha256 is None:
             return _unpickle(stream, content)
         digests: list[str] = []

@@ -61,6 +61,7 @@ class TemplateMetadata(TypedDict, total=False):
     pkl_mtime_ns: int
     source_sha256: str
     frame_size: list[int]
+    background_sha256: str
     source_fps: float
     source_duration: float
     variable_frame_rate: bool

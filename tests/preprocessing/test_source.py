@@ -14,7 +14,7 @@ import pytest
 from musetalk.config import EngineConfig, PreprocessingConfig
 from musetalk.errors import InputError
 from musetalk.media.ffmpeg import ffmpeg_path
-from musetalk.preprocessing import following
+from musetalk.preprocessing import source as sources
 from musetalk.preprocessing.following import find_faces
 from musetalk.preprocessing.source import SourceFrames, source_files, source_sha256
 from tests.media.test_video import VERSION
@@ -30,7 +30,7 @@ def test_images_of_a_folder_come_in_natural_order_and_nothing_else_does(tmp_path
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "._2.png").write_bytes(b"left by a copy from another system")
     assert [path.name for path in source_files(tmp_path)] == ["2.png", "10.png", "a².png"]
-    assert [int(frame[0, 0, 0]) for frame in SourceFrames(tmp_path)] == [0, 10, 20]
+    assert [int(frame[0, 0, 0]) for frame in SourceFrames(tmp_path, PreprocessingConfig())] == [0, 10, 20]
 
 
 def test_hash_follows_names_and_contents_of_the_images_alone(tmp_path):
@@ -63,8 +63,8 @@ def test_frames_of_different_sizes_are_bad_input(tmp_path):
 def test_template_that_no_memory_would_hold_is_bad_input(tmp_path, monkeypatch):
     for i in range(4):
         write_image(tmp_path / f"{i}.png", 0)
-    monkeypatch.setattr(following, "MAX_TEMPLATE_BYTES", 3 * 32 * 40 * 3)
-    with pytest.raises(InputError, match="over 3 frames"):
+    monkeypatch.setattr(sources, "MAX_TEMPLATE_BYTES", 3 * 32 * 40 * 3)
+    with pytest.raises(InputError, match="4 frames at 40×32"):
         find_faces(tmp_path, PreprocessingConfig(), "lite", EngineConfig(), "cpu")
 
 
@@ -78,7 +78,9 @@ def write_clip(path: Path, *options: object, source: str = "testsrc=s=64x48:r=30
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".ts"])
 def test_a_clip_s_own_rate_is_known(tmp_path: Path, rate: str, suffix: str) -> None:
     source = f"testsrc=s=64x48:r={rate}:d=1"
-    frames = SourceFrames(write_clip(tmp_path / f"c{suffix}", "-pix_fmt", "yuv420p", source=source))
+    frames = SourceFrames(
+        write_clip(tmp_path / f"c{suffix}", "-pix_fmt", "yuv420p", source=source), PreprocessingConfig()
+    )
     count = sum(1 for _ in frames)
     timeline = frames.timeline()
     assert timeline is not None and timeline.is_even
@@ -97,7 +99,7 @@ def test_a_clip_of_varying_rate_keeps_the_time_of_each_frame(tmp_path: Path) -> 
         "-enc_time_base",
         "1/1000",
     )
-    frames = SourceFrames(path)
+    frames = SourceFrames(path, PreprocessingConfig())
     assert sum(1 for _ in frames) == 37
     timeline = frames.timeline()
     assert timeline is not None and not timeline.is_even
@@ -110,5 +112,5 @@ def test_a_clip_of_varying_rate_keeps_the_time_of_each_frame(tmp_path: Path) -> 
 def test_pictures_have_no_time_of_their_own(tmp_path: Path) -> None:
     write_image(tmp_path / "1.png", 0)
     for source in (tmp_path / "1.png", tmp_path):
-        frames = SourceFrames(source)
+        frames = SourceFrames(source, PreprocessingConfig())
         assert len(list(frames)) == 1 and frames.timeline() is None
