@@ -17,6 +17,9 @@ from musetalk import __version__
 from musetalk.errors import BusyError, CacheMissingError, InputError, MuseTalkError, UsageError
 from musetalk.server.callers import Callers, failure
 from musetalk.server.gate import Gate
+from musetalk.server.live import LiveSessions
+from musetalk.server.live_http import live_router
+from musetalk.server.page_http import page_router
 from musetalk.server.tcp import MAX_CALLS, encoded
 
 if TYPE_CHECKING:
@@ -101,6 +104,8 @@ def create_app(worker: Worker, callers: Callers) -> Any:
     app.state.worker, app.state.callers = worker, callers
     _add_errors(app)
     app.include_router(callers_router(worker, callers))
+    app.include_router(live_router(LiveSessions(worker)))
+    app.include_router(page_router())
     return Gate(app, worker.server)
 
 

@@ -1,0 +1,186 @@
+"""Speech on its way into a live session, and the sound on its way out beside the frames.
+
+The decision a reader would question: both count samples and know no clock. Speech begins once a little of it
+is there, or once as much silence has passed since its first piece: pieces that come in real time, each a bit
+late, would otherwise be torn apart by gaps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from musetalk.errors import BusyError, InputError
+from musetalk.media.audio import MAX_SAMPLE_RATE, SAMPLE_RATE
+
+START_SAMPLES = SAMPLE_RATE * 40 // 1000  # of speech that are there before it begins to be heard
+MAX_WAITING = SAMPLE_RATE * 300  # samples of speech that may wait to be heard
+FULL_SCALE = 32_768  # of 16-bit samples
+
+
+class Sound(NamedTuple):
+    """Samples of a session, in their order.
+
+    Attributes:
+        samples: (n,) float32 at 16 kHz.
+        spoken: how many of them, from the first, are speech; silence follows.
+        ends: the speech ends here because its sender said so.
+    """
+
+    samples: np.ndarray
+    spoken: int
+    ends: bool = False
+
+
+class SpeechQueue:
+    """Speech that was pushed and isn't heard yet; silence where there is none. Safe between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: deque[np.ndarray] = deque()
+        self._resampler: Any = None
+        self._rate = SAMPLE_RATE
+        self._odd = b""
+        self._flows = False
+        self._ended = False
+        self._passed = 0  # samples of silence since speech began to wait
+        self.waiting = 0
+
+    def set_rate(self, rate: int) -> None:
+        """The rate (Hz) of what is pushed from now on.
+
+        Raises:
+            InputError: no sound has such a rate.
+        """
+        if not isinstance(rate, int) or not 1000 <= rate <= MAX_SAMPLE_RATE:
+            raise InputError(f"rate is {rate!r} 采样率无效", f"send a rate from 1000 to {MAX_SAMPLE_RATE} Hz")
+        with self._lock:
+            self._finish_resampling()
+            self._rate = rate
+
+    def push_pcm(self, content: bytes) -> int:
+        """Appends s16le bytes, cut anywhere; returns the samples at 16 kHz that came of them.
+
+        Raises:
+            BusyError: more waits than may.
+        """
+        with self._lock:
+            content = self._odd + content
+            whole = len(content) // 2 * 2
+            self._odd = content[whole:]
+            samples = np.frombuffer(content[:whole], "<i2").astype(np.float32) / FULL_SCALE
+            return self._append(self._at_16_khz(samples))
+
+    def push(self, samples: np.ndarray) -> None:
+        """Appends (n,) float32 samples at 16 kHz.
+
+        Raises:
+            BusyError: more waits than may.
+        """
+        with self._lock:
+            self._append(samples)
+
+    def end(self) -> None:
+        """Says that an utterance is complete: what is there is heard without waiting for more."""
+        with self._lock:
+            self._finish_resampling()
+            self._odd = b""
+            self._ended = True
+
+    def clear(self) -> None:
+        """Forgets all that isn't heard yet."""
+        with self._lock:
+            self._blocks.clear()
+            self._resampler, self._odd, self.waiting = None, b"", 0
+            self._flows = self._ended = False
+
+    def take(self, n: int) -> Sound:
+        """The session's next `n` samples."""
+        with self._lock:
+            if not self._begins(n):
+                ended, self._ended = self._ended and not self.waiting, self._ended and bool(self.waiting)
+                return Sound(np.zeros(n, np.float32), 0, ended)
+            taken = self._pop(n)
+            ends = self._ended and not self.waiting
+            if ends or len(taken) < n:
+                self._flows, self._ended, self._passed = False, False, 0
+            return Sound(np.pad(taken, (0, n - len(taken))), len(taken), ends)
+
+    def _begins(self, n: int) -> bool:
+        """Whether speech is heard in the next `n` samples."""
+        if not self.waiting:
+            self._flows, self._passed = False, 0
+            return False
+        enough = self._ended or self.waiting >= START_SAMPLES or self._passed >= START_SAMPLES
+        self._flows = self._flows or enough
+        self._passed += 0 if self._flows else n
+        return self._flows
+
+    def _pop(self, n: int) -> np.ndarray:
+        taken: list[np.ndarray] = [np.zeros(0, np.float32)]
+        missing = n
+        while missing and self._blocks:
+            block = self._blocks.popleft()
+            taken.append(block[:missing])
+            if len(block) > missing:
+                self._blocks.appendleft(block[missing:])
+            missing -= len(taken[-1])
+        self.waiting -= n - missing
+        return np.concatenate(taken)
+
+    def _append(self, samples: np.ndarray) -> int:
+        if self.waiting + len(samples) > MAX_WAITING:
+            raise BusyError(
+                f"{self.waiting // SAMPLE_RATE} s of speech wait already 待播语音过多",
+                "send speech at most some minutes ahead",
+                10,
+            )
+        if len(samples):
+            self._blocks.append(samples.astype(np.float32, copy=False))
+            self.waiting += len(samples)
+        return len(samples)
+
+    def _at_16_khz(self, samples: np.ndarray) -> np.ndarray:
+        if self._rate == SAMPLE_RATE:
+            return samples
+        import soxr
+
+        if self._resampler is None:
+            self._resampler = soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        return self._resampler.resample_chunk(samples)  # type: ignore[no-any-return]
+
+    def _finish_resampling(self) -> None:
+        if self._resampler is not None:
+            rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            self._resampler = None
+            self._append(rest)
+
+
+class HeardSound:
+    """What a session has heard and its viewers haven't: taken out as the frames beside it leave."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[Sound] = deque()
+
+    def append(self, block: Sound) -> None:
+        """Appends what was heard last."""
+        self._blocks.append(block)
+
+    def take(self, n: int) -> Sound:
+        """The next `n` samples, which were heard."""
+        samples, spoken, ends = [np.zeros(0, np.float32)], 0, False
+        while n:
+            block = self._blocks.popleft()
+            whole = len(block.samples) <= n
+            head = block.samples[:n]
+            samples.append(head)
+            spoken += min(block.spoken, len(head))
+            ends |= block.ends and whole
+            if not whole:
+                rest = Sound(block.samples[n:], max(0, block.spoken - n), block.ends)
+                self._blocks.appendleft(rest)
+            n -= len(head)
+        return Sound(np.concatenate(samples), spoken, ends)
