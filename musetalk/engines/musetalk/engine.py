@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from musetalk.config import FACE_SIZE, MAX_BATCH_SIZE, EngineConfig, EngineName
 from musetalk.device import is_out_of_memory, limit_torch_threads, memory_needed, out_of_memory
-from musetalk.engines.base import FaceFrame
+from musetalk.engines.base import FaceFrame, Generator
 from musetalk.engines.musetalk.openvino_runtime import (
     WORTHWHILE_BYTES,
     CompiledNetwork,
@@ -177,6 +177,7 @@ class MuseTalkEngine:
         self.dtype = running_dtype(device, half=engine_config.fp16)
         self.fingerprint = latents_fingerprint(files)
         self.vae_decoder = engine_config.vae_decoder
+        self._mixed_limit = BatchLimit(device)
         self._config = engine_config
         self._files = files
         self._unet = networks.open_unet(files)
@@ -267,6 +268,34 @@ class MuseTalkEngine:
             encoder = self._whisper.load(self.device, "float32")
             features = torch.from_numpy(mel)[None].to(self.device)
             return torch.cat(encoder(features)).cpu().numpy()
+
+    def generate_mixed(
+        self, requests: Sequence[tuple[Generator, np.ndarray, Sequence[int]]]
+    ) -> list[list[np.ndarray]]:
+        """Faces of several templates, in common batches; for each request what its generator would give.
+
+        Raises:
+            DeviceError: a single frame doesn't fit into memory.
+        """
+        faces = [
+            (cast(MuseTalkGenerator, generator), prompts[i : i + 1], [index])
+            for generator, prompts, indices in requests
+            for i, index in enumerate(indices)
+        ]
+        made = iter(self._mixed_limit.run(lambda part: self.speaking(faces[part]), len(faces)))
+        return [[next(made) for _ in indices] for _, _, indices in requests]
+
+    def speaking(self, parts: Sequence[tuple[MuseTalkGenerator, np.ndarray, Sequence[int]]]) -> np.ndarray:
+        """(B, 256, 256, 3) uint8 BGR faces of all parts, from one batch through the UNet."""
+        import torch
+
+        with torch.inference_mode():
+            conditions = [generator.conditions(prompts, indices) for generator, prompts, indices in parts]
+            latents, prompts = (torch.cat(tensors) for tensors in zip(*conditions, strict=True))
+            predicted = self.predict_latents(latents, prompts)
+            images = torch.cat([decode(part) for decode, part in _by_decoder(parts, predicted)])
+            levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+            return levels.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def predict_latents(self, latents: Tensor, prompts: Tensor) -> Tensor:
         """The UNet's one step.
@@ -511,6 +540,18 @@ class MuseTalkEngine:
         return [self._files.vae_config, self._files.vae_weights]
 
 
+def _by_decoder(
+    parts: Sequence[tuple[MuseTalkGenerator, np.ndarray, Sequence[int]]], predicted: Tensor
+) -> Iterator[tuple[FaceDecoder, Tensor]]:
+    """Neighbouring latents that one decoder decodes, with it."""
+    counts = ((generator.decode, len(indices)) for generator, _, indices in parts)
+    start = 0
+    for decode, run in itertools.groupby(counts, key=lambda entry: entry[0]):
+        count = sum(number for _, number in run)
+        yield decode, predicted[start : start + count]
+        start += count
+
+
 def _through(network: CompiledNetwork, *tensors: Tensor) -> Tensor:
     """The network's output, float32 whatever it computes in."""
     import torch
@@ -606,19 +647,16 @@ class MuseTalkGenerator:
         Raises:
             DeviceError: a single frame doesn't fit into memory.
         """
+        return self.limit.run(
+            lambda part: self.engine.speaking([(self, audio_prompts[part], indices[part])]), len(indices)
+        )
+
+    def conditions(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the UNet is given: latents (B, 8, 32, 32) and prompts (B, n, 384) with their positions."""
         rows = np.array([self._row_of[index] for index in indices])
+        latents = self._latents[self._sent(rows)]
         prompts = audio_prompts + sinusoidal_positions(*audio_prompts.shape[1:])
-        return self.limit.run(lambda part: self._faces(prompts[part], rows[part]), len(rows))
-
-    def _faces(self, prompts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            latents = self._latents[self._sent(rows)]
-            predicted = self.engine.predict_latents(latents, self._sent(prompts).to(latents.dtype))
-            images = self.decode(predicted)
-            levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-            return levels.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return latents, self._sent(prompts).to(latents.dtype)
 
     def _sent(self, array: np.ndarray) -> Tensor:
         import torch

@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch", reason=NEEDS_FULL)
 pytest.importorskip("diffusers", reason=NEEDS_FULL)
 pytest.importorskip("transformers", reason=NEEDS_FULL)
 
-from musetalk.engines.base import FaceFrame, hear_all  # noqa: E402
+from musetalk.engines.base import FaceFrame, MixingEngine, hear_all  # noqa: E402
 from musetalk.engines.choice import create_engine  # noqa: E402
 from musetalk.engines.musetalk import networks  # noqa: E402
 from musetalk.engines.musetalk.architectures.blocks import Upsampler  # noqa: E402
@@ -186,6 +186,27 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
     assert len(caplog.records) == 1
     difference = np.abs(np.stack(first).astype(int) - np.stack(expected))
     assert (difference <= 1).mean() >= 0.999
+
+
+def test_faces_of_several_templates_are_made_in_one_batch(
+    engine: MuseTalkEngine, golden: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = [np.concatenate([golden[f"masked_mean{i}"], golden[f"ref_mean{i}"]], axis=1) for i in range(3)]
+    first, second = engine.open(template_of(latents[:2])), engine.open(template_of(latents[2:]))
+    prompts, predict, batches = golden["audio_prompts"], engine.predict_latents, []
+
+    def counted(latents: Any, prompts: Any) -> Any:
+        batches.append(len(latents))
+        return predict(latents, prompts)
+
+    alone = [first.generate(prompts[:2], [0, 1]), second.generate(prompts[2:], [0])]
+    monkeypatch.setattr(engine, "predict_latents", counted)
+    assert isinstance(engine, MixingEngine)
+    mixed = engine.generate_mixed([(first, prompts[:2], [0, 1]), (second, prompts[2:], [0])])
+    assert batches == [3]
+    assert [len(faces) for faces in mixed] == [2, 1]
+    for faces, expected in zip(mixed, alone, strict=True):
+        assert np.abs(np.stack(faces).astype(int) - np.stack(expected)).max() <= 1
 
 
 def test_out_of_memory_at_batch_1_says_what_to_do() -> None:
