@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from musetalk import config
 from musetalk.errors import MuseTalkError, OutputError
 from musetalk.files import remove_folder
 from musetalk.weights.download import PAUSE, STAGING_FOLDER
+from musetalk.weights.files import models_folder
 from musetalk.weights.folder import WeightsFolder
 from musetalk.weights.registry import DEFAULT_GROUPS, REGISTRY, OfficialFile
 
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", choices=("list", "download", "verify"))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="groups (v15 v1 vae …) or paths of files")
     parser.add_argument("--mirror", metavar="URL", help="another model hub, https://hf-mirror.com say")
-    parser.add_argument("--models_dir", type=Path, default=config.REPOSITORY / "models")
+    parser.add_argument("--models_dir", type=Path, default=models_folder(), help="(default %(default)s)")
     return parser
 
 

@@ -7,6 +7,7 @@ differs in every sample, and gigabytes need not be read at every request.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ VAE_WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_mo
 WHISPER_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 WHISPER_FOLDER = "models/whisper"
 TAESD_FOLDER = "models/taesd"
+MODELS_VARIABLE = "MUSE_MODELS_DIR"
 FINGERPRINT_SAMPLES = 64
 FINGERPRINT_SAMPLE_BYTES = 4096
 
@@ -58,11 +60,22 @@ class MuseTalkFiles:
         )
 
 
+def models_folder() -> Path:
+    """Where the official weights belong: in $MUSE_MODELS_DIR, else in the repository's models/."""
+    named = os.environ.get(MODELS_VARIABLE)
+    return Path(named).expanduser() if named else config.REPOSITORY / "models"
+
+
 def look_up(path: Path) -> Path:
-    """`path` itself when absolute; else below the working directory, else below the repository's folder."""
+    """`path` itself when absolute; else below the working directory, else below the repository's folder.
+
+    What is below models/ is looked for in `models_folder` before the repository.
+    """
     path = path.expanduser()
-    here = Path.cwd() / path
-    return here if path.is_absolute() or here.exists() else config.REPOSITORY / path
+    places = [Path.cwd() / path, config.REPOSITORY / path]
+    if path.parts[:1] == ("models",):
+        places.insert(1, models_folder().joinpath(*path.parts[1:]))
+    return next((place for place in places if path.is_absolute() or place.exists()), places[1])
 
 
 def _vae_folder(vae_type: str) -> Path:

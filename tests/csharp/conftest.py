@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from musetalk.config import REPOSITORY, EngineConfig
+from musetalk.config import EngineConfig
 from musetalk.service import IntegratedMuseTalkService
 from tests.conftest import PORTRAIT
+from tests.running_worker import RunningWorker, start_worker
 
 HERE = Path(__file__).parent
-READY = re.compile(r"http://127\.0\.0\.1:(\d+) · tcp 127\.0\.0\.1:(\d+)")
 PROJECT = """<Project Sdk="Microsoft.NET.Sdk">
   <PropertyGroup><OutputType>Exe</OutputType><TargetFramework>net8.0</TargetFramework></PropertyGroup>
 </Project>
@@ -58,39 +54,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
         return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
     return run
-
-
-@dataclass
-class RunningWorker:
-    """A worker of a test's own: its process, its ports and its folder."""
-
-    process: subprocess.Popen[bytes]
-    folder: Path
-    http_port: int
-    tcp_port: int
-
-    @property
-    def address(self) -> str:
-        """Where HTTP is."""
-        return f"http://127.0.0.1:{self.http_port}"
-
-
-def start_worker(folder: Path, *arguments: str) -> RunningWorker:
-    """A worker on free ports, ready to serve."""
-    command = [sys.executable, str(REPOSITORY / "integrated_musetalk_service.py"), "--serve"]
-    command += ["--engine", "lite", "--device", "cpu", "--max_sessions", "8"]
-    command += ["--http_port", "0", "--port", "0", "--cache_dir", str(folder / "cache"), *arguments]
-    environment = {**os.environ, "MUSE_VIDEOS_DIR": str(folder / "videos")}
-    with (folder / "worker.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-        )
-        assert process.stderr is not None
-        for line in process.stderr:
-            log.write(line)
-            if found := READY.search(line.decode("utf-8")):
-                return RunningWorker(process, folder, int(found[1]), int(found[2]))
-    raise AssertionError(f"the worker ended: {(folder / 'worker.log').read_text('utf-8')}")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from musetalk.config import REPOSITORY
 from musetalk.media.audio import read_waveform
 from musetalk.media.video import read_video
 from tests.conftest import PORTRAIT, SPEECH
-from tests.csharp.conftest import Client, RunningWorker
+from tests.csharp.conftest import Client
+from tests.running_worker import RunningWorker
 
 PREPROCESS = REPOSITORY / "enhanced_musetalk_preprocessing.py"
 INFERENCE = REPOSITORY / "ultra_fast_realtime_inference.py"

@@ -377,3 +377,26 @@ def test_vae_type_is_a_name_under_models_or_a_folder(
     files = weight_files.find_files(ModelPaths(vae_type=vae_type.format(absolute=folder)))
     assert files.vae_config == folder / "config.json"
     assert files.vae_weights == folder / "diffusion_pytorch_model.bin"
+
+
+def test_the_environments_models_folder_comes_before_the_repositorys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, named, here = (tmp_path / name for name in ("repository", "named", "here"))
+    for folder in (repository / "models" / "whisper", named / "whisper", here):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(config, "REPOSITORY", repository)
+    whisper = Path("models/whisper")
+    assert weight_files.look_up(whisper) == repository / whisper
+    monkeypatch.setenv("MUSE_MODELS_DIR", str(named))
+    assert weight_files.look_up(whisper) == named / "whisper"
+    assert (
+        weight_files.models_folder() == named and weight_files.look_up(Path("models/none")) == named / "none"
+    )
+    (repository / "models" / "sd-vae").mkdir()
+    assert weight_files.look_up(Path("models/sd-vae")) == repository / "models" / "sd-vae"
+    (here / whisper).mkdir(parents=True)
+    assert weight_files.look_up(whisper) == here / whisper
+    assert weight_files.look_up(tmp_path / "absolute") == tmp_path / "absolute"
+    assert weight_files.look_up(Path("elsewhere/x")) == repository / "elsewhere/x"
