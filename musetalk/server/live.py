@@ -161,7 +161,8 @@ class LiveSession:
         viewers: of its fragmented mp4.
         heard: samples so far.
         frames: frames shown so far.
-        ended: why the session is over; "" while it lives.
+        ended: why the session ends; "" while it lives.
+        over: set once its place is free again.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class LiveSession:
         self.speech = SpeechQueue()
         self.heard = self.frames = self.interrupts = 0
         self.ended = ""
+        self.over = threading.Event()
         self.pace = pace or WallClock()
         self._opened = opened
         self._generate = generate
@@ -507,3 +509,4 @@ class LiveSessions:
             with self._lock:
                 self._sessions.pop(session.session_id, None)
             self._give_back(places)
+            session.over.set()

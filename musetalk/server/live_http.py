@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from musetalk.server.whep import Peers, check_available
 
 NO_SESSION = 4404  # close codes of sockets
 ENDED = 4410
+END_SECONDS = 2.0  # in which an ended session frees its place
 RAW_TYPES = ("audio/pcm", "audio/l16", "audio/raw")
 KNOWN_MESSAGES = ("config", "speak_end", "interrupt", "keep_alive")
 
@@ -78,6 +79,7 @@ def _add_sessions(router: APIRouter, sessions: LiveSessions) -> None:
         """Ends a session and frees its place."""
         session = _found(sessions, session_id)
         session.end("the client ended it 会话已结束")
+        session.over.wait(END_SECONDS)
         return {"success": True, **session.status()}
 
 
@@ -270,7 +272,7 @@ async def _send_stream(websocket: WebSocket, session: LiveSession) -> None:
         await contents.aclose()
 
 
-async def _contents(session: LiveSession) -> AsyncIterator[bytes]:  # type: ignore[misc]
+async def _contents(session: LiveSession) -> AsyncGenerator[bytes, None]:
     """The stream's header, then its fragments, as far as this viewer keeps up."""
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
@@ -309,7 +311,7 @@ async def _hear_stream(session: LiveSession, request: Request, rate: int) -> flo
             session.sign()
             samples += session.speech.push_pcm(content)
         else:
-            session.speech.end()
+            samples += session.speech.end()
     finally:
         session.speech.set_rate(SAMPLE_RATE)
     return samples / SAMPLE_RATE

@@ -83,12 +83,17 @@ class SpeechQueue:
         with self._lock:
             self._append(samples)
 
-    def end(self) -> None:
-        """Says that an utterance is complete: what is there is heard without waiting for more."""
+    def end(self) -> int:
+        """Says that an utterance is complete: what is there is heard without waiting for more.
+
+        Returns:
+            Samples at 16 kHz that the resampler had kept back until now.
+        """
         with self._lock:
-            self._finish_resampling()
+            kept_back = self._finish_resampling()
             self._odd = b""
             self._ended = True
+            return kept_back
 
     def clear(self) -> None:
         """Forgets all that isn't heard yet."""
@@ -152,11 +157,12 @@ class SpeechQueue:
             self._resampler = soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
         return self._resampler.resample_chunk(samples)  # type: ignore[no-any-return]
 
-    def _finish_resampling(self) -> None:
-        if self._resampler is not None:
-            rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            self._resampler = None
-            self._append(rest)
+    def _finish_resampling(self) -> int:
+        if self._resampler is None:
+            return 0
+        rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        self._resampler = None
+        return self._append(rest)
 
 
 class HeardSound:

@@ -1,4 +1,4 @@
-"""The operator's page: plain files of this package, served under a policy that allows nothing from elsewhere."""
+"""The operator's page: plain files of this package, under a policy that allows nothing from elsewhere."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class Viewers:
         threading.Thread(
             target=self._read,
             args=(self._writer,),
-            name=f"viewers-{self._source.session_id[:8]}",
+            name="viewers",
             daemon=True,
         ).start()
         self._source.add_output(self)
