@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -23,7 +24,9 @@ from musetalk.config import MAX_SIDE, MIN_SIDE
 from musetalk.errors import InputError
 from musetalk.media.ffmpeg import check_input_file
 from musetalk.media.kind import is_heif
-from musetalk.media.layers import WHITE, Background, over
+from musetalk.media.layers import WHITE, Background, background_file, over
+
+_COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 if TYPE_CHECKING:
     from PIL import Image, ImageCms
@@ -189,3 +192,19 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey levels of 16 bits (held in integers) or of [0, 1] (held in floats) as uint8."""
     full_scale = 1.0 if values.dtype.kind == "f" else 65535.0
     return np.rint(np.clip(values / full_scale, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def read_background(text: str) -> Background:
+    """The background that ``#rrggbb`` or a picture's path says.
+
+    Raises:
+        InputError: neither.
+    """
+    path = background_file(text)
+    if path is not None:
+        return Background(read_image(path))
+    found = _COLOUR.fullmatch(text)
+    if found is None:
+        raise InputError(f"background is {text[:40]!r}", "give a colour as #rrggbb, or a picture's path")
+    red, green, blue = (int(digits, 16) for digits in found.groups())
+    return Background(np.array([[[blue, green, red]]], np.uint8))
