@@ -311,7 +311,7 @@ def serve_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
         ) from e
     service = _service(arguments)
     worker = Worker(
-        service.store.cache_dir,
+        service.store.cache_dir.absolute(),  # answers name it, to callers who work elsewhere
         service.config,
         _server_config(arguments),
         tuple(arguments.devices.split(",")) if arguments.devices else (service.config.device,),
@@ -328,8 +328,10 @@ def _server_config(arguments: argparse.Namespace) -> ServerConfig:
         host=arguments.host,
         http_port=arguments.http_port,
         tcp_port=arguments.port,
-        videos_dir=Path(arguments.videos_dir or os.environ.get("MUSE_VIDEOS_DIR") or defaults.videos_dir),
-        temp_dir=Path(os.environ.get("MUSE_TEMP_DIR") or defaults.temp_dir),
+        videos_dir=Path(
+            arguments.videos_dir or os.environ.get("MUSE_VIDEOS_DIR") or defaults.videos_dir
+        ).absolute(),
+        temp_dir=Path(os.environ.get("MUSE_TEMP_DIR") or defaults.temp_dir).absolute(),
         preload=tuple(name for name in (arguments.preload or "").split(",") if name),
         max_sessions=arguments.max_sessions,
         grace=arguments.grace,

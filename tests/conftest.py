@@ -14,6 +14,7 @@ from musetalk.device import cuda_device_count, usable_by_torch
 from musetalk.geometry import Box, crop_box
 from musetalk.templates.template import Template
 from musetalk.tools.demo import PORTRAIT, SPEECH
+from tests.served import furnished, served  # noqa: F401 - fixtures for all
 
 
 def _why_not_cuda() -> str:

@@ -79,7 +79,9 @@ def test_requirements_of_the_wheel_are_those_of_the_files(wheel: Path) -> None:
         name = next(name for name in archive.namelist() if name.endswith("METADATA"))
         lines = archive.read(name).decode().splitlines()
     required = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
-    for extra in ("full", "dev"):
+    files = {path.stem.removeprefix("requirements-") for path in REPOSITORY.glob("requirements-*.txt")}
+    assert {"full", "dev"} <= files
+    for extra in files - {"lite", "no-deps"}:
         assert f"Provides-Extra: {extra}" in lines
     assert any(line.startswith("numpy") and "extra" not in line for line in required)
     assert any(line.startswith("torch==") and "full" in line for line in required)

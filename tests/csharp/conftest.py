@@ -1,20 +1,15 @@
-"""The C# clients, compiled once, and a worker for them to call."""
+"""The C# clients, compiled once."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from musetalk.config import EngineConfig
-from musetalk.service import IntegratedMuseTalkService
-from tests.conftest import PORTRAIT
-from tests.running_worker import RunningWorker, start_worker
 
 HERE = Path(__file__).parent
 PROJECT = """<Project Sdk="Microsoft.NET.Sdk">
@@ -54,15 +49,3 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
         return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
     return run
-
-
-@pytest.fixture(scope="session")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
-    """A worker whose folder has a space and Chinese in its name, and in it the template `anna (2)`."""
-    folder = tmp_path_factory.mktemp("工作 worker")
-    config = EngineConfig(engine="lite", device="cpu")
-    IntegratedMuseTalkService(folder / "cache", config=config).preprocess_template("anna (2)", PORTRAIT)
-    running = start_worker(folder)
-    yield running
-    running.process.terminate()
-    running.process.communicate(timeout=60)

@@ -17,7 +17,7 @@ from musetalk.media.audio import read_waveform
 from musetalk.media.video import read_video
 from tests.conftest import PORTRAIT, SPEECH
 from tests.csharp.conftest import Client
-from tests.running_worker import RunningWorker
+from tests.served import Served
 
 PREPROCESS = REPOSITORY / "enhanced_musetalk_preprocessing.py"
 INFERENCE = REPOSITORY / "ultra_fast_realtime_inference.py"
@@ -84,6 +84,11 @@ def test_success_needs_the_file(client: Client, workplace: Path) -> None:
     assert answer["exit_code"] == 0 and not answer["success"]
 
 
+def address(served: Served) -> str:
+    """Where its HTTP is."""
+    return f"http://127.0.0.1:{served.http_port}"
+
+
 def rendering(folder: Path) -> list[str]:
     """Command lines of processes that name the folder."""
     lines = []
@@ -110,10 +115,10 @@ def test_a_timeout_kills_the_whole_tree_and_the_next_run_sweeps_its_traces(
 
 
 def test_the_http_client_renders_a_session_in_segments(
-    client: Client, worker: RunningWorker, write_tone, tmp_path: Path
+    client: Client, served: Served, write_tone, tmp_path: Path
 ) -> None:
     segments = [write_tone(8_000, name=f"段 {i}.wav") for i in range(3)]
-    answers = client("http", worker.address, "小哈 http", PORTRAIT, *segments)
+    answers = client("http", address(served), "小哈 http", PORTRAIT, *segments)
     healthy, first, again, made, started, *rendered, ended, whole, status = answers
     assert healthy == {"healthy": True} and first["success"] and again["success"]
     assert made["success"] and made["template_id"] == "小哈 http" and Path(made["cache_path"]).is_file()
@@ -121,7 +126,7 @@ def test_the_http_client_renders_a_session_in_segments(
     for i, answer in enumerate(rendered):
         path = Path(answer["video_path"])
         assert answer["segment_index"] == i and answer["is_final"] is (i == 2)
-        assert path.parent == worker.folder / "videos" and path.stat().st_size == answer["downloaded"]
+        assert path.parent == served.videos and path.stat().st_size == answer["downloaded"]
         assert len(list(read_video(path))) == answer["frames"]
     assert sum(answer["frames"] for answer in rendered) == 37  # floor(1.5 s × 25)
     assert len({answer["video_path"] for answer in rendered}) == 3
@@ -130,18 +135,18 @@ def test_the_http_client_renders_a_session_in_segments(
     assert status["active_sessions"] == 0 and status["templates_cached"] >= 1
 
 
-def test_the_http_client_reads_what_went_wrong(client: Client, worker: RunningWorker) -> None:
-    answers = client("http-failures", worker.address, SPEECH)
+def test_the_http_client_reads_what_went_wrong(client: Client, served: Served) -> None:
+    answers = client("http-failures", address(served), SPEECH)
     assert [answer["status"] for answer in answers] == [400] * 4
     assert all(answer["success"] is False and answer["detail"] for answer in answers)
     assert "模板缓存不存在: nobody" in answers[0]["detail"]
 
 
 def test_the_line_client_keeps_one_connection_for_everything(
-    client: Client, worker: RunningWorker, tmp_path: Path
+    client: Client, served: Served, tmp_path: Path
 ) -> None:
     output = tmp_path / "行 lines.mp4"
-    answers = client("lines", worker.tcp_port, "小哈 行", PORTRAIT, SPEECH, output, tmp_path / "cache")
+    answers = client("lines", served.tcp_port, "小哈 行", PORTRAIT, SPEECH, output, tmp_path / "cache")
     ping, status, unknown, made, known, rendered, failed = answers
     assert ping["success"] and ping["message"] and ping["timestamp"] and ping["modelLoaded"] is True
     assert status["status"] == "running" and status["modelLoaded"] is True and status["device"] == "cpu"
@@ -155,16 +160,14 @@ def test_the_line_client_keeps_one_connection_for_everything(
 
 
 def test_a_ping_behind_an_inference_is_answered_after_it(
-    client: Client, worker: RunningWorker, tmp_path: Path
+    client: Client, served: Served, tmp_path: Path
 ) -> None:
-    rendered, ping = client("pipelined", worker.tcp_port, "anna (2)", SPEECH, tmp_path / "b.mp4")
+    rendered, ping = client("pipelined", served.tcp_port, "小哈 (1)", SPEECH, tmp_path / "b.mp4")
     assert rendered["resultPath"] == str(tmp_path / "b.mp4") and ping["message"] == "pong"
 
 
-def test_the_framed_client_shares_the_http_port(
-    client: Client, worker: RunningWorker, tmp_path: Path
-) -> None:
-    rendered, failed = client("framed", worker.http_port, "anna (2)", SPEECH, tmp_path / "f.mp4")
+def test_the_framed_client_shares_the_http_port(client: Client, served: Served, tmp_path: Path) -> None:
+    rendered, failed = client("framed", served.http_port, "小哈 (1)", SPEECH, tmp_path / "f.mp4")
     assert rendered["Success"] is True and rendered["OutputPath"] == str(tmp_path / "f.mp4")
     assert len(list(read_video(tmp_path / "f.mp4"))) == 190
     assert failed["Success"] is False and "nobody" in failed["Error"]
@@ -177,8 +180,8 @@ def test_the_json_reader_is_case_sensitive_and_knows_escapes(client: Client, tmp
     assert answer == {**text, "list": "list of 3"}
 
 
-def test_a_rendered_segment_has_its_own_sound(client: Client, worker: RunningWorker, write_tone) -> None:
-    answers = client("http", worker.address, "小哈 http", PORTRAIT, write_tone(16_000, name="one.wav"))
+def test_a_rendered_segment_has_its_own_sound(client: Client, served: Served, write_tone) -> None:
+    answers = client("http", address(served), "小哈 http", PORTRAIT, write_tone(16_000, name="one.wav"))
     (path,) = {Path(a["video_path"]) for a in answers if a.get("downloaded")}
     samples = sum(len(block) for block in read_waveform(path))
     assert abs(samples - 16_000) < 16_000 / 25

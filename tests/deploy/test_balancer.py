@@ -23,7 +23,7 @@ from musetalk.config import REPOSITORY, EngineConfig
 from musetalk.media.video import read_video
 from musetalk.service import IntegratedMuseTalkService
 from tests.conftest import PORTRAIT
-from tests.running_worker import RunningWorker, start_worker
+from tests.served import Served, start
 
 pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy")
 
@@ -43,7 +43,7 @@ def free_port() -> int:
 class Balanced:
     """Workers by the names that the balancer gives them, and the balancer's ports."""
 
-    workers: dict[str, RunningWorker]
+    workers: dict[str, Served]
     http_port: int
     lines_port: int
     videos: Path
@@ -64,12 +64,13 @@ class Balanced:
 def balanced(tmp_path: Path) -> Iterator[Balanced]:
     """Three workers that share the folders of templates and videos, behind the balancer."""
     config = EngineConfig(engine="lite", device="cpu")
+    (tmp_path / "videos").mkdir()
     IntegratedMuseTalkService(tmp_path / "cache", config=config).preprocess_template("anna", PORTRAIT)
-    workers: dict[str, RunningWorker] = {}
+    workers: dict[str, Served] = {}
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for name in ("worker1", "worker2", "worker3"):
-            workers[name] = start_worker(tmp_path)
+            workers[name] = start(tmp_path, "--engine", "lite", "--max_sessions", "8")
             processes.append(workers[name].process)
         http_port, lines_port = free_port(), free_port()
         places = {"BIND_HTTP": f"127.0.0.1:{http_port}", "BIND_LINES": f"127.0.0.1:{lines_port}"}
@@ -200,5 +201,7 @@ def test_every_protocol_comes_through_and_every_worker_serves_every_video(
     assert json.loads(received[4:])["Success"] and len(list(read_video(tmp_path / "f.mp4"))) == 12
     (balanced.videos / "a (1).mp4").write_bytes(b"0123456789")
     for worker in balanced.workers.values():
-        with urllib.request.urlopen(f"{worker.address}/videos/a%20(1).mp4", timeout=60) as video:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{worker.http_port}/videos/a%20(1).mp4", timeout=60
+        ) as video:
             assert video.read() == b"0123456789"

@@ -22,7 +22,7 @@ from musetalk.media.audio import read_waveform
 from musetalk.media.fragments import begins_with_key
 from musetalk.media.video import read_video
 from musetalk.server.live_http import ENDED, NO_SESSION, mime_type
-from tests.server.conftest import Served
+from tests.served import Served
 
 TEMPLATE = "小哈 (1)"
 RATE = 16_000

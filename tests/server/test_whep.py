@@ -11,7 +11,7 @@ import pytest
 
 from musetalk.errors import EngineError
 from musetalk.server import whep
-from tests.server.conftest import Served
+from tests.served import Served
 
 TEMPLATE = "小哈 (1)"
 needs_aiortc = pytest.mark.skipif(
