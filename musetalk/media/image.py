@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -23,7 +24,7 @@ from musetalk.config import MAX_SIDE, MIN_SIDE
 from musetalk.errors import InputError
 from musetalk.media.ffmpeg import check_input_file
 from musetalk.media.kind import is_heif
-from musetalk.media.layers import WHITE, Background, over
+from musetalk.media.layers import WHITE, Background, background_file, over
 
 if TYPE_CHECKING:
     from PIL import Image, ImageCms
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
 HEIF_PACKAGE = "pillow-heif==1.8.1"
 SAME_COLOUR = 1  # levels by which a profile's colours may differ from sRGB's and still be left as they are
+_COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 _ORIENTATION = 0x0112  # EXIF tag
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
@@ -60,6 +62,22 @@ def read_image(
     height, width = frame.shape[:2]
     size = shrunk_size(width, height, max_side)
     return frame if size == (width, height) else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+
+
+def read_background(text: str) -> Background:
+    """The background that ``#rrggbb`` or a picture's path says.
+
+    Raises:
+        InputError: neither.
+    """
+    path = background_file(text)
+    if path is not None:
+        return Background(read_image(path))
+    found = _COLOUR.fullmatch(text)
+    if found is None:
+        raise InputError(f"background is {text[:40]!r}", "give a colour as #rrggbb, or a picture's path")
+    red, green, blue = (int(digits, 16) for digits in found.groups())
+    return Background(np.array([[[blue, green, red]]], np.uint8))
 
 
 def shrunk_size(width: int, height: int, max_side: int | None) -> tuple[int, int]:

@@ -5,15 +5,10 @@ Alpha is taken as straight, not premultiplied, as PNG, ProRes 4444 and VP9 keep 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from musetalk.errors import InputError
-
-_COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
 @dataclass(frozen=True)
@@ -48,24 +43,6 @@ WHITE = Background(np.full((1, 1, 3), 255, np.uint8))
 def background_file(text: str) -> Path | None:
     """The picture that `text` names; None where it is a colour."""
     return None if text.startswith("#") else Path(text)
-
-
-def read_background(text: str) -> Background:
-    """The background that ``#rrggbb`` or a picture's path says.
-
-    Raises:
-        InputError: neither.
-    """
-    from musetalk.media.image import read_image
-
-    path = background_file(text)
-    if path is not None:
-        return Background(read_image(path))
-    found = _COLOUR.fullmatch(text)
-    if found is None:
-        raise InputError(f"background is {text[:40]!r}", "give a colour as #rrggbb, or a picture's path")
-    red, green, blue = (int(digits, 16) for digits in found.groups())
-    return Background(np.array([[[blue, green, red]]], np.uint8))
 
 
 def over(bgra: np.ndarray, background: Background) -> np.ndarray:

@@ -103,7 +103,7 @@ class SourceFrames:
         Raises:
             InputError: missing, empty, unreadable, a folder without images, or larger than a template may be.
         """
-        from musetalk.media.layers import read_background
+        from musetalk.media.image import read_background
         from musetalk.preprocessing.idle_motion import IDLE_FRAMES
 
         self.source = source

@@ -13,8 +13,8 @@ from PIL import Image
 
 from musetalk.errors import InputError
 from musetalk.media.ffmpeg import ffmpeg_path
-from musetalk.media.image import read_image
-from musetalk.media.layers import WHITE, Background, read_background
+from musetalk.media.image import read_background, read_image
+from musetalk.media.layers import WHITE, Background
 from musetalk.media.video import VideoReader, probe_video, read_video
 from tests.media.test_video import VERSION
 
