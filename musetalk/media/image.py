@@ -26,14 +26,13 @@ from musetalk.media.ffmpeg import check_input_file
 from musetalk.media.kind import is_heif
 from musetalk.media.layers import WHITE, Background, background_file, over
 
-_COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
-
 if TYPE_CHECKING:
     from PIL import Image, ImageCms
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
 HEIF_PACKAGE = "pillow-heif==1.8.1"
 SAME_COLOUR = 1  # levels by which a profile's colours may differ from sRGB's and still be left as they are
+_COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 _ORIENTATION = 0x0112  # EXIF tag
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
@@ -63,6 +62,22 @@ def read_image(
     height, width = frame.shape[:2]
     size = shrunk_size(width, height, max_side)
     return frame if size == (width, height) else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+
+
+def read_background(text: str) -> Background:
+    """The background that ``#rrggbb`` or a picture's path says.
+
+    Raises:
+        InputError: neither.
+    """
+    path = background_file(text)
+    if path is not None:
+        return Background(read_image(path))
+    found = _COLOUR.fullmatch(text)
+    if found is None:
+        raise InputError(f"background is {text[:40]!r}", "give a colour as #rrggbb, or a picture's path")
+    red, green, blue = (int(digits, 16) for digits in found.groups())
+    return Background(np.array([[[blue, green, red]]], np.uint8))
 
 
 def shrunk_size(width: int, height: int, max_side: int | None) -> tuple[int, int]:
@@ -192,19 +207,3 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey levels of 16 bits (held in integers) or of [0, 1] (held in floats) as uint8."""
     full_scale = 1.0 if values.dtype.kind == "f" else 65535.0
     return np.rint(np.clip(values / full_scale, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def read_background(text: str) -> Background:
-    """The background that ``#rrggbb`` or a picture's path says.
-
-    Raises:
-        InputError: neither.
-    """
-    path = background_file(text)
-    if path is not None:
-        return Background(read_image(path))
-    found = _COLOUR.fullmatch(text)
-    if found is None:
-        raise InputError(f"background is {text[:40]!r}", "give a colour as #rrggbb, or a picture's path")
-    red, green, blue = (int(digits, 16) for digits in found.groups())
-    return Background(np.array([[[blue, green, red]]], np.uint8))

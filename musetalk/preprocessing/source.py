@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-SMALLER_SIDES = (2560, 1920, 1280, 960, 640)  # pixels, that a frame too large is advised to be shrunk to
+SMALLER_SIDES = (1920, 1280, 960, 640)  # pixels, that a frame too large is advised to be shrunk to
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from musetalk.errors import InputError
 from musetalk.media.image import read_image
@@ -222,3 +222,100 @@ def test_no_program_is_run_for_postscript(tmp_path: Path) -> None:
     """Pillow would hand EPS to Ghostscript."""
     (tmp_path / "p.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n")
     assert_refused(tmp_path / "p.jpg", "not an image")
+
+
+GAMUTS = {
+    "Adobe RGB": (
+        [
+            (0.6097559, 0.3111242, 0.0194811),
+            (0.2052401, 0.6256560, 0.0608902),
+            (0.1492240, 0.0632197, 0.7448387),
+        ],
+        563 / 256,
+    ),
+    "Display P3": (
+        [
+            (0.5151215, 0.2411957, -0.0010505),
+            (0.2919769, 0.6922455, 0.0418854),
+            (0.1571045, 0.0665741, 0.7840729),
+        ],
+        2.2,
+    ),
+}
+"""XYZ of the primaries, white of D50, and a gamma."""
+
+
+def profile(name: str) -> bytes:
+    """The ICC profile of a colour space: sRGB's from Pillow, one with other primaries and gamma by hand."""
+    if name == "sRGB":
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    primaries, gamma = GAMUTS[name]
+
+    def fixed(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642) + fixed(1) + fixed(0.8249)}
+    for channel, xyz in zip((b"r", b"g", b"b"), primaries, strict=True):
+        tags[channel + b"XYZ"] = b"XYZ \0\0\0\0" + b"".join(map(fixed, xyz))
+        tags[channel + b"TRC"] = curve
+    tags[b"cprt"] = b"text\0\0\0\0none\0\0\0\0"
+    tags[b"desc"] = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78) + b"\0"
+    offset, table, body = 132 + 12 * len(tags), b"", b""
+    for tag, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += tag + struct.pack(">II", offset + len(body), len(data))
+        body += data
+    header = struct.pack(
+        ">I4sI4s4s4s12x4s", offset + len(body), b"none", 0x02100000, b"mntr", b"RGB ", b"XYZ ", b"acsp"
+    )
+    header += bytes(28) + fixed(0.9642) + fixed(1) + fixed(0.8249) + bytes(48)
+    return header + struct.pack(">I", len(tags)) + table + body
+
+
+SKINS = [(224, 172, 105), (198, 134, 66), (60, 46, 40), (128, 128, 128), (20, 200, 90), (250, 40, 60)]
+SRGB_FROM_D50 = np.array(
+    [
+        [3.1338561, -1.6168667, -0.4906146],
+        [-0.9787684, 1.9161415, 0.0334540],
+        [0.0719453, -0.2289914, 1.4052427],
+    ]
+)
+
+
+@pytest.mark.parametrize("name", ["Adobe RGB", "Display P3"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_colours_of_a_profile_become_srgb_s(tmp_path: Path, name: str, suffix: str) -> None:
+    """Worked out from the primaries: light in XYZ of D50, then sRGB's matrix and curve."""
+    picture = np.repeat(np.array(SKINS, np.uint8), 16, axis=0)[None].repeat(32, axis=0)
+    options = (
+        {"lossless": True}
+        if suffix == ".webp"
+        else {"quality": 100, "subsampling": 0}
+        if suffix == ".jpg"
+        else {}
+    )
+    Image.fromarray(picture).save(tmp_path / f"p{suffix}", icc_profile=profile(name), **options)
+    primaries, gamma = GAMUTS[name]
+    light = ((np.array(SKINS) / 255) ** gamma @ np.array(primaries) @ SRGB_FROM_D50.T).clip(0, 1)
+    expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    frame = read_image(tmp_path / f"p{suffix}")[16, 8::16, ::-1].astype(int)
+    assert np.abs(frame - expected).max() <= (4 if suffix == ".jpg" else 2)
+
+
+def test_srgb_s_own_profile_changes_no_byte(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "p.png", icc_profile=profile("sRGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png"), gradient()[:, :, ::-1])
+
+
+def test_a_profile_is_obeyed_beside_transparency(tmp_path: Path) -> None:
+    opaque, clear = Image.new("RGB", (32, 32), SKINS[0]), Image.new("RGBA", (32, 32), (*SKINS[0], 255))
+    for image, name in ((opaque, "a.png"), (clear, "b.png")):
+        image.save(tmp_path / name, icc_profile=profile("Adobe RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png"))
+
+
+def test_a_damaged_profile_is_said_and_left_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "p.png", icc_profile=b"no profile at all" * 10)
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png"), gradient()[:, :, ::-1])
+    assert "colour profile" in caplog.text
