@@ -336,6 +336,7 @@ def _server_config(arguments: argparse.Namespace) -> ServerConfig:
         max_sessions=arguments.max_sessions,
         grace=arguments.grace,
         keep=arguments.keep,
+        job_deadline=arguments.job_deadline,
         token=arguments.token or os.environ.get("MUSETALK_TOKEN", ""),
         trust=tuple(arguments.trust or ()),
         allow_dirs=tuple(Path(folder) for folder in arguments.allow_dir or ()),
@@ -367,6 +368,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_sessions", type=int, help="instead of what a test at the start says")
     group.add_argument("--grace", type=float, default=defaults.grace, help="seconds to finish what runs in")
     group.add_argument("--keep", type=float, default=defaults.keep, help="hours that finished jobs are kept")
+    group.add_argument(
+        "--job_deadline", type=float, default=defaults.job_deadline, help="seconds that a job may take"
+    )
     group.add_argument("--token", help="what callers from elsewhere must show; or MUSETALK_TOKEN")
     group.add_argument("--trust", action="append", metavar="CIDR", help="network that needs no token")
     group.add_argument("--allow_dir", action="append", metavar="DIR", help="folder that callers may name")

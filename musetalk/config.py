@@ -192,6 +192,8 @@ class ServerConfig:
     max_sessions: int | None = None  # None: as many as a test at the start says
     grace: float = 30.0  # seconds that running work has to end in when the worker is asked to stop
     keep: float = 24.0  # hours that finished jobs and uploads are kept
+    keep_bytes: int = 20 << 30  # of finished jobs together; beyond it the oldest go first
+    job_deadline: float = 3600.0  # seconds after which a job that hasn't ended has failed
     token: str = ""  # what callers must show when the address isn't the loopback's
     trust: tuple[str, ...] = ()  # networks whose callers need no token, "172.18.0.0/16" say
     allow_dirs: tuple[Path, ...] = ()  # what paths in requests may lie below, when not on the loopback
@@ -203,6 +205,8 @@ class ServerConfig:
             _whole("max_sessions", self.max_sessions, 1, 10_000)
         if not 0 <= self.grace <= 3600:
             raise InputError(f"grace is {self.grace}", "grace is a number of seconds from 0 to 3600")
+        if not 0 < self.job_deadline <= 7 * 24 * 3600:
+            raise InputError(f"job_deadline is {self.job_deadline}", "job_deadline is seconds above 0")
         if not 0 < self.keep <= 24 * 366:
             raise InputError(f"keep is {self.keep}", "keep is a number of hours above 0")
 

@@ -15,6 +15,7 @@ from typing import Any
 from musetalk import __version__
 from musetalk.config import Defaults, EngineConfig, PreprocessingConfig
 from musetalk.errors import InputError, MuseTalkError, UsageError
+from musetalk.server.jobs import JOBS_FOLDER, Jobs
 from musetalk.server.paths import check_output, find_input
 from musetalk.server.segments import SegmentSessions
 from musetalk.server.worker import Worker
@@ -33,6 +34,7 @@ class Callers:
         self.worker = worker
         self.sessions = SegmentSessions(worker, worker.server.videos_dir)
         self.sessions.videos_dir.mkdir(parents=True, exist_ok=True)
+        self.jobs = Jobs(worker, worker.server.videos_dir / JOBS_FOLDER)
 
     def find(self, text: object, name: str, trusted: bool) -> Path:
         """The input file that a request names; `trusted` callers may name any.
@@ -88,6 +90,7 @@ class Callers:
         """Ends silent sessions and removes old files; to be called now and then."""
         self.sessions.end_idle()
         self.sessions.sweep()
+        self.jobs.sweep()
 
     def ping(self) -> dict[str, Any]:
         """That the worker is there."""

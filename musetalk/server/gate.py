@@ -70,7 +70,9 @@ class Gate:
             return
         refusal = self.refusal(scope)
         if refusal is None:
-            scope.setdefault("state", {})["trusted"] = self._local
+            state = scope.setdefault("state", {})
+            state["trusted"] = self._local
+            state["operator"] = self._local or self._shows_token(scope, _headers(scope))
             await self._app(scope, _limited(scope, receive), send)
         elif scope["type"] == "http":
             await _refuse(send, *refusal)
@@ -80,9 +82,7 @@ class Gate:
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """HTTP status and words for a call that may not go through; None for one that may."""
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-        }
+        headers = _headers(scope)
         host, client = headers.get("host", ""), (scope.get("client") or ("", 0))[0]
         if self._local and _host_name(host) not in LOOPBACK_NAMES:
             return 403, f"host {host[:60]!r} is not this worker 主机名不符"
@@ -106,6 +106,10 @@ class Gate:
         return bool(expected) and any(
             hmac.compare_digest(candidate.encode("utf-8", "replace"), expected) for candidate in candidates
         )
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
 
 def _host_name(host: str) -> str:
@@ -135,8 +139,7 @@ def _limit(headers: Mapping[str, str]) -> int:
 
 def _limited(scope: Scope, receive: Any) -> Any:
     """`receive`, ended where a body without a stated length grows beyond its limit."""
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    left = _limit(headers)
+    left = _limit(_headers(scope))
     deadline = asyncio.get_running_loop().time() + (BODY_SECONDS if left == MAX_JSON else UPLOAD_SECONDS)
     arriving = scope["type"] == "http"
 

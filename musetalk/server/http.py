@@ -19,8 +19,10 @@ from musetalk.server.callers import Callers, failure
 from musetalk.server.gate import Gate
 from musetalk.server.live import LiveSessions
 from musetalk.server.live_http import live_router
+from musetalk.server.operations import Metered, make_registry, operations_router
 from musetalk.server.page_http import page_router
 from musetalk.server.tcp import MAX_CALLS, encoded
+from musetalk.server.videos import templates_router, videos_router
 
 if TYPE_CHECKING:
     from musetalk.server.worker import Worker
@@ -103,10 +105,14 @@ def create_app(worker: Worker, callers: Callers) -> Any:
     )
     app.state.worker, app.state.callers = worker, callers
     _add_errors(app)
+    registry = make_registry(worker, callers.jobs)
     app.include_router(callers_router(worker, callers))
     app.include_router(live_router(LiveSessions(worker)))
     app.include_router(page_router())
-    return Gate(app, worker.server)
+    app.include_router(videos_router(worker, callers.jobs))
+    app.include_router(templates_router(worker))
+    app.include_router(operations_router(app, worker, registry))
+    return Gate(Metered(app, registry), worker.server)
 
 
 def callers_router(worker: Worker, callers: Callers) -> APIRouter:

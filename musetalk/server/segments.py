@@ -158,6 +158,7 @@ class SegmentSessions:
             position = info.position
         except TooShortError as e:
             position = e.position
+        self._worker.note_rendering(clock.seconds, position.frames - session.position.frames)
         frames, session.position = position.frames - session.position.frames, position
         elapsed = time.monotonic() - called
         return {

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 512  # connections that the system holds until they are taken
 KEEP_ALIVE = 75  # seconds that an HTTP connection is kept between two requests
 HEADER_SECONDS = 60.0  # for a request's first line and headers to arrive in
-HOUSEKEEPING_SECONDS = 30.0  # between two looks at what is to be swept
+HOUSEKEEPING_SECONDS = 30  # between two looks at what is to be swept
 
 
 def serve(worker: Worker, say: Callable[[str], None]) -> dict[str, Any]:
@@ -71,6 +71,7 @@ async def _serve(
     say("stopping, what runs is finished first 正在停止")
     finished = await asyncio.to_thread(worker.drain)
     housekeeping.cancel()
+    callers.jobs.close()
     line_server.close()
     server.should_exit = True
     server.force_exit = not finished
@@ -83,7 +84,9 @@ async def _serve(
 async def _keep_house(callers: Callers) -> None:
     while True:
         await asyncio.to_thread(callers.keep_house)
-        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+        for _ in range(HOUSEKEEPING_SECONDS):
+            callers.jobs.end_overdue()
+            await asyncio.sleep(1)
 
 
 async def _first(*waits: Any) -> None:

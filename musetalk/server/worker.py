@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from musetalk import __version__
 from musetalk.config import Defaults, EncodingConfig, EngineConfig, PreprocessingConfig, ServerConfig
 from musetalk.device import usable_cores
 from musetalk.engines.registry import EngineRegistry
-from musetalk.errors import BusyError
+from musetalk.errors import BusyError, CancelledRun
 from musetalk.open_templates import OpenTemplates
 from musetalk.rendering import Conduct, GenerateFaces, OpenedTemplate
 from musetalk.server.capacity import measured_capacity
@@ -99,6 +99,9 @@ class Worker:
         self._changed = threading.Condition()
         self._running = 0
         self._queued = 0
+        self.frames = 0  # made so far
+        self.refused = 0  # requests and sessions
+        self.stages: dict[str, tuple[int, float]] = {}  # times that each was gone through, and its seconds
         self._joined: dict[tuple[object, ...], Future[PreprocessAnswer]] = {}
 
     @property
@@ -143,7 +146,22 @@ class Worker:
         settings: PreprocessingConfig | None = None,
         force_refresh: bool = False,
     ) -> PreprocessAnswer:
-        """Makes a template; who asks for the same one meanwhile gets the same answer."""
+        """Makes a template when it is its turn; see `make_template`.
+
+        Raises:
+            BusyError: too much waits already, or the worker is being stopped.
+        """
+        with self.work():
+            return self.make_template(template_id, source, settings, force_refresh)
+
+    def make_template(
+        self,
+        template_id: str,
+        source: Path,
+        settings: PreprocessingConfig | None = None,
+        force_refresh: bool = False,
+    ) -> PreprocessAnswer:
+        """Makes a template, now; who asks for the same one meanwhile gets the same answer."""
         settings = settings or self.service.settings
         key = (template_id, str(source), settings, force_refresh)
         with self._changed:
@@ -151,11 +169,10 @@ class Worker:
             answer = self._joined.setdefault(key, Future())
         if mine:
             try:
-                with self.work():
-                    service = self.service.sharing(settings=settings)
-                    answer.set_result(
-                        service.preprocess_template(template_id, source, force_refresh=force_refresh)
-                    )
+                service = self.service.sharing(settings=settings)
+                answer.set_result(
+                    service.preprocess_template(template_id, source, force_refresh=force_refresh)
+                )
             except BaseException as e:  # noqa: BLE001 - raised where each caller waits for it
                 answer.set_exception(e)
             finally:
@@ -186,7 +203,7 @@ class Worker:
             MuseTalkError: as `IntegratedMuseTalkService.realtime_inference`.
         """
         conduct = conduct or Conduct(bar=False)
-        with self.work():
+        with self.work(conduct.cancel):
             if template_dir is not None:
                 self.service.preprocess_if_missing(template_id, template_dir)
             place = self.place_for(template_id)
@@ -194,38 +211,75 @@ class Worker:
             config = dataclasses.replace(
                 place.service.config, batch_size=batch_size or place.service.config.batch_size
             )
-            return place.service.sharing(config=config, encoding=encoding).realtime_inference(
+            answer = place.service.sharing(config=config, encoding=encoding).realtime_inference(
                 template_id, audio, output, fps, frames_dir, conduct=conduct
             )
+            self.note_rendering(answer["stages"], answer["frames"])
+            return answer
 
     def place_for(self, template_id: str) -> Place:
         """The device to render a template on."""
         return min(self.places, key=lambda place: (not place.has_open(template_id), place.sessions))
 
     @contextmanager
-    def work(self) -> Iterator[None]:
+    def work(self, cancel: threading.Event | None = None) -> Iterator[None]:
         """Counts a piece of work, which may have to wait for its turn.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
+            CancelledRun: `cancel` was set while it waited.
         """
         with self._changed:
-            self.check_open()
-            if self._queued >= QUEUED_PER_THREAD * self.work_slots:
-                raise BusyError(f"{self._queued} requests wait already 排队已满", "try again later", 10)
-            self._queued += 1
+            self._promise(QUEUED_PER_THREAD * self.work_slots)
+        with self.promised_work(cancel):
+            yield
+
+    def promise(self) -> None:
+        """Counts a piece of work that is done later, under `promised_work`; a stop waits for it too.
+
+        Raises:
+            BusyError: the worker is being stopped.
+        """
+        with self._changed:
+            self._promise(None)
+
+    def _promise(self, limit: int | None) -> None:
+        self.check_open()
+        if limit is not None and self._queued >= limit:
+            self.refused += 1
+            raise BusyError(f"{self._queued} requests wait already 排队已满", "try again later", 10)
+        self._queued += 1
+
+    @contextmanager
+    def promised_work(self, cancel: threading.Event | None = None) -> Iterator[None]:
+        """The turn of what was promised.
+
+        Raises:
+            CancelledRun: `cancel` was set while it waited.
+        """
+        with self._changed:
             try:
-                while self._running >= self.work_slots:
-                    self._changed.wait()
+                while self._running >= self.work_slots and not (cancel and cancel.is_set()):
+                    self._changed.wait(POLL if cancel else None)
             finally:
                 self._queued -= 1
             self._running += 1
         try:
+            if cancel is not None and cancel.is_set():
+                raise CancelledRun("the request was cancelled 已取消", "")
             yield
         finally:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
+
+    def note_rendering(self, stages: Mapping[str, float], frames: int) -> None:
+        """Counts what a rendering made and the seconds that its stages took."""
+        with self._changed:
+            self.frames += frames
+            for stage, seconds in stages.items():
+                runs, total = self.stages.get(stage, (0, 0.0))
+                self.stages[stage] = runs + 1, total + seconds
 
     @contextmanager
     def held_place(self, template_id: str) -> Iterator[Place]:
@@ -245,6 +299,7 @@ class Worker:
         with self._changed:
             self.check_open()
             if self.sessions >= self.capacity:
+                self.refused += 1
                 raise BusyError(
                     f"all {self.capacity} sessions are taken 会话数已达上限",
                     "end one, or use another worker 请稍后重试",
@@ -263,6 +318,7 @@ class Worker:
     def check_open(self) -> None:
         """Raises BusyError when the worker is being stopped."""
         if self.draining:
+            self.refused += 1
             raise BusyError(
                 "the worker is being stopped 服务正在停止", "use another worker, or try again later", 5
             )

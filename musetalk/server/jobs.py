@@ -1,0 +1,458 @@
+"""Renderings that are asked for, watched and fetched later; each one ends, whatever happens.
+
+The decisions a reader would question: a job's pictures are encoded once, as fragments that can be played
+while they come and, by the same encoder, as the file that remains. And what is known of a job lies beside its
+files and not in a database: whoever shares the folder, the worker after a restart or another one behind the
+same balancer, answers for it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+import secrets
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from musetalk.config import EncodingConfig, PreprocessingConfig, parse_fps
+from musetalk.errors import BusyError, InputError, MuseTalkError
+from musetalk.file_rendering import TooShortError
+from musetalk.files import atomic_file, remove_file, remove_folder
+from musetalk.media.fragments import FragmentWriter, Picture
+from musetalk.pipeline import StageClock
+from musetalk.rendering import Request, render
+from musetalk.server.signals import Changes
+from musetalk.server.worker import Place, Worker
+
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+
+FINAL = ("completed", "failed", "cancelled")
+JOBS_FOLDER = "jobs"  # in the folder of finished videos
+RECORD, STREAM, VIDEO, OWNER = "job.json", "stream.mp4", "video.mp4", "owner.lock"
+JOB_ID = re.compile(r"video_[0-9a-f]{24}")
+UPLOADED_TEMPLATE = "portrait-"  # how ids of templates begin that were made for a job's own portrait
+QUEUED_PER_THREAD = 16  # jobs that may wait for each that runs
+QUEUED_PER_CLIENT = 16
+TOLD_STEPS = 100  # of progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Job:
+    """One rendering.
+
+    Attributes:
+        progress: per cent.
+        stage: "queued", "template", "render" or "done".
+        created_at, completed_at, deadline: seconds since 1970; past its deadline a job fails.
+        seconds, frames: of the video, once they are known.
+        error: code, message and hint of a failure.
+        client: who asked, for the limit of each client.
+        key, digest: of the caller's Idempotency-Key, and of what was asked with it.
+    """
+
+    id: str
+    template_id: str
+    fps: str
+    created_at: float
+    deadline: float
+    status: Status = "queued"
+    progress: int = 0
+    stage: str = "queued"
+    completed_at: float | None = None
+    size: str | None = None
+    seconds: float | None = None
+    frames: int = 0
+    engine: str | None = None
+    error: dict[str, str] | None = None
+    client: str = ""
+    key: str = ""
+    digest: str = ""
+
+    @property
+    def final(self) -> bool:
+        """Whether it has ended."""
+        return self.status in FINAL
+
+
+@dataclasses.dataclass
+class RunningJob:
+    """A job of this worker that hasn't ended, with what its threads and watchers share.
+
+    Attributes:
+        audio: the speech's file.
+        portrait: what its template is to be made of; None for one that is there.
+        owner: tells other workers that this one has it.
+        streamed: bytes of the stream so far.
+    """
+
+    job: Job
+    folder: Path
+    audio: Path
+    portrait: Path | None
+    settings: PreprocessingConfig
+    encoding: EncodingConfig
+    owner: FileLock
+    cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
+    changes: Changes = dataclasses.field(default_factory=Changes)
+    streamed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a caller wants rendered.
+
+    Attributes:
+        audio, portrait: saved uploads inside `folder`.
+        digest: of everything that shapes the result.
+    """
+
+    folder: Path
+    audio: Path
+    portrait: Path | None
+    template_id: str
+    fps: str
+    settings: PreprocessingConfig
+    encoding: EncodingConfig
+    digest: str
+    client: str = ""
+    key: str = ""
+
+
+def template_of(portrait_sha256: str) -> str:
+    """Id of the template that is made of a job's own portrait: the same picture is preprocessed once."""
+    return f"{UPLOADED_TEMPLATE}{portrait_sha256[:20]}"
+
+
+class Jobs:
+    """All jobs over one folder.
+
+    Args:
+        worker: renders.
+        folder: a folder for each job, with its record, uploads and video.
+    """
+
+    def __init__(self, worker: Worker, folder: Path) -> None:
+        self._worker = worker
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._running: dict[str, RunningJob] = {}
+        self._threads = ThreadPoolExecutor(worker.work_slots, thread_name_prefix="job")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._keys: dict[str, str] = {}
+        for job in self.newest_first():
+            self._keys[job.key] = job.id
+            if not job.final and self._is_abandoned(job):
+                self._end(job, "failed", _told("worker_lost", "the worker ended while it rendered 服务中断"))
+
+    def new_folder(self) -> Path:
+        """Where a job's uploads go before the job is made."""
+        folder = self.folder / f"video_{secrets.token_hex(12)}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def submit(self, asked: Asked) -> tuple[Job, bool]:
+        """A new job, and True; or the one that the same key made before, and False.
+
+        Raises:
+            BusyError: too much waits already.
+            InputError: the key came with another request before, or fps can't be used.
+        """
+        parse_fps(asked.fps)
+        with self._lock:
+            known = self._keyed(asked.key)
+            if known is None:
+                running = self._admitted(asked)
+        if known is not None:
+            remove_folder(asked.folder)
+            if known.digest != asked.digest:
+                raise InputError("the Idempotency-Key came with another request", "use a new key for each")
+            return known, False
+        self._threads.submit(self._run, running)
+        return running.job, True
+
+    def _admitted(self, asked: Asked) -> RunningJob:
+        mine = sum(running.job.client == asked.client for running in self._running.values())
+        if len(self._running) >= QUEUED_PER_THREAD * self._worker.work_slots or mine >= QUEUED_PER_CLIENT:
+            raise BusyError(f"{len(self._running)} jobs wait already 排队已满", "try again later", 10)
+        now = time.time()
+        job = Job(
+            asked.folder.name,
+            asked.template_id,
+            asked.fps,
+            now,
+            now + self._worker.server.job_deadline,
+            client=asked.client,
+            key=asked.key,
+            digest=asked.digest,
+        )
+        owner = _owner_lock(asked.folder)
+        running = RunningJob(
+            job, asked.folder, asked.audio, asked.portrait, asked.settings, asked.encoding, owner
+        )
+        self._worker.promise()
+        owner.acquire()
+        self._save(job)
+        self._running[job.id] = running
+        if asked.key:
+            self._keys[asked.key] = job.id
+        return running
+
+    @property
+    def open_count(self) -> int:
+        """Jobs of this worker that haven't ended."""
+        return len(self._running)
+
+    def get(self, job_id: str) -> Job | None:
+        """A job, of this worker or of another one over the same folder."""
+        with self._lock:
+            running = self._running.get(job_id)
+        return running.job if running is not None else self._read(job_id)
+
+    def running(self, job_id: str) -> RunningJob | None:
+        """A job of this worker that hasn't ended."""
+        with self._lock:
+            return self._running.get(job_id)
+
+    def newest_first(self) -> list[Job]:
+        """All jobs, the newest first."""
+        names = [path.name for path in self.folder.iterdir() if JOB_ID.fullmatch(path.name)]
+        found = (self.get(name) for name in names)
+        return sorted((job for job in found if job), key=lambda job: (job.created_at, job.id), reverse=True)
+
+    def remove(self, job_id: str) -> bool:
+        """Cancels a job that runs, and removes one that has ended with its files; whether it was removed.
+
+        Raises:
+            KeyError: there is no such job.
+        """
+        job = self.get(job_id)
+        if job is None:
+            raise KeyError(job_id)
+        running = self.running(job_id)
+        if running is not None and not job.final:
+            running.cancel.set()
+            self._end(job, "cancelled", _told("cancelled", "the job was cancelled 已取消"))
+            return False
+        self._forget(job)
+        return True
+
+    def _forget(self, job: Job) -> None:
+        with self._lock:
+            self._keys.pop(job.key, None)
+        remove_folder(self.folder / job.id)
+
+    def video(self, job_id: str) -> Path:
+        """Where a completed job's file is."""
+        return self.folder / job_id / VIDEO
+
+    def end_overdue(self) -> None:
+        """Fails the jobs whose deadline is over, even where their thread is stuck."""
+        now = time.time()
+        with self._lock:
+            overdue = [running for running in self._running.values() if running.job.deadline < now]
+        for running in overdue:
+            running.cancel.set()
+            words = f"it took longer than {self._worker.server.job_deadline:g} s 任务超时"
+            self._end(running.job, "failed", _told("deadline", words))
+
+    def sweep(self) -> None:
+        """Removes jobs that ended long ago, and the oldest where all take too much room."""
+        server, room = self._worker.server, 0
+        oldest = time.time() - 3600 * server.keep
+        for folder in self.folder.glob("video_*"):
+            with contextlib.suppress(OSError):  # an upload that was cut off has no record
+                if not (folder / RECORD).exists() and folder.stat().st_mtime < oldest:
+                    remove_folder(folder)
+        for job in self.newest_first():
+            if not job.final:
+                continue
+            room += sum(path.stat().st_size for path in (self.folder / job.id).glob("*"))
+            if room > server.keep_bytes or (job.completed_at or job.created_at) < oldest:
+                with contextlib.suppress(OSError):
+                    self._forget(job)
+        self._sweep_templates(oldest)
+
+    def _sweep_templates(self, oldest: float) -> None:
+        store = self._worker.service.store
+        for template_id in store.template_ids():
+            with contextlib.suppress(OSError, MuseTalkError):
+                made = store.found_metadata(template_id).stat().st_mtime
+                if template_id.startswith(UPLOADED_TEMPLATE) and made < oldest:
+                    store.clean(template_id)
+
+    def close(self) -> None:
+        """Cancels what still runs."""
+        with self._lock:
+            left = list(self._running.values())
+        for running in left:
+            running.cancel.set()
+            self._end(running.job, "failed", _told("worker_lost", "the worker was stopped 服务已停止"))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, running: RunningJob) -> None:
+        job = running.job
+        try:
+            with self._worker.promised_work(running.cancel):
+                if not job.final:
+                    self._render(running)
+        except MuseTalkError as e:
+            self._end(job, "failed", _told(e.error_code, e.message, e.hint))
+        except Exception as e:
+            log.exception("job %s failed", job.id)
+            self._end(job, "failed", _told("internal", f"internal error 内部错误: {type(e).__name__}"))
+        finally:
+            with self._lock:
+                self._running.pop(job.id, None)
+            running.changes.tell()
+            running.owner.release()
+            with contextlib.suppress(OSError):
+                for leftover in (STREAM, OWNER, *(() if job.status == "completed" else (VIDEO,))):
+                    remove_file(running.folder / leftover)
+
+    def _render(self, running: RunningJob) -> None:
+        job = running.job
+        if running.portrait is not None:
+            self._advance(running, stage="template")
+            self._worker.make_template(job.template_id, running.portrait, running.settings)
+        self._advance(running, stage="render")
+        place = self._worker.place_for(job.template_id)
+        clock = StageClock()
+        self._write(running, place, clock)
+        self._worker.note_rendering(clock.seconds, job.frames)
+        self._end(job, "completed", None)
+
+    def _write(self, running: RunningJob, place: Place, clock: StageClock) -> None:
+        from musetalk.media.audio import probe_audio
+
+        job, fps = running.job, parse_fps(running.job.fps)
+        duration = probe_audio(running.audio).duration
+        expected = max(1, int((duration or 0) * fps))
+        opened = place.service.renderer().open(job.template_id)
+        width, height = opened.template.frame_size
+        job.size, job.engine = f"{width}x{height}", opened.engine.name
+        picture = Picture(width + width % 2, height + height % 2, fps)
+        generate = place.scheduler.generate(opened, running.cancel)
+        request = Request(fps, place.service.config.batch_size, generate=generate, cancel=running.cancel)
+        speech = _speech(running.audio)
+        finished = running.folder / VIDEO
+        with FragmentWriter(picture, running.audio, running.encoding, finished=finished) as writer:
+            pump = threading.Thread(target=self._pump, args=(running, writer), name="fragments", daemon=True)
+            pump.start()
+            frames, info = render(opened, speech, request, clock)
+            with contextlib.closing(frames):
+                for frame in frames:
+                    with clock.stage("encode"):
+                        writer.write(frame.i420)
+                    self._advance(running, frames=writer.frame_count, expected=expected)
+            if not running.cancel.is_set():
+                if not writer.frame_count:
+                    raise TooShortError(info.position)
+                writer.finish()
+                job.seconds = round(float(writer.frame_count / fps), 3)
+            writer.abort()
+            pump.join()
+
+    def _pump(self, running: RunningJob, writer: FragmentWriter) -> None:
+        """Keeps the stream where viewers read it."""
+        try:
+            with (running.folder / STREAM).open("wb", buffering=0) as stream:
+                for fragment in writer.fragments():
+                    stream.write(fragment.content)
+                    running.streamed += len(fragment.content)
+                    running.changes.tell()
+        except OSError as e:
+            log.warning("job %s: the stream can't be kept: %s", running.job.id, e)
+            writer.abort()
+
+    def _advance(self, running: RunningJob, stage: str = "", frames: int = 0, expected: int = 1) -> None:
+        job = running.job
+        progress = min(TOLD_STEPS - 1, TOLD_STEPS * frames // expected)
+        with self._lock:
+            if job.final or not (stage or progress > job.progress):
+                job.frames = max(job.frames, frames)
+                return
+            job.status, job.stage = "in_progress", stage or job.stage
+            job.progress, job.frames = max(job.progress, progress), frames
+            if stage:
+                self._save(job)
+        running.changes.tell()
+
+    def _end(self, job: Job, status: Status, error: dict[str, str] | None) -> None:
+        """Gives a job its final state, the first one that it gets."""
+        with self._lock:
+            if job.final:
+                return
+            job.status, job.error, job.completed_at = status, error, time.time()
+            job.stage, job.progress = "done", TOLD_STEPS if status == "completed" else job.progress
+            running = self._running.get(job.id)
+            with contextlib.suppress(MuseTalkError):  # a full disk: it is known while the worker lives
+                self._save(job)
+        if running is not None:
+            running.changes.tell()
+
+    def _save(self, job: Job) -> None:
+        folder = self.folder / job.id
+        if folder.is_dir():
+            with atomic_file(folder / RECORD) as stream:
+                stream.write(json.dumps(dataclasses.asdict(job), ensure_ascii=True).encode())
+
+    def _read(self, job_id: str) -> Job | None:
+        if not JOB_ID.fullmatch(job_id):
+            return None
+        try:
+            return Job(**json.loads((self.folder / job_id / RECORD).read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _keyed(self, key: str) -> Job | None:
+        """The job that came with this key; the caller holds the lock."""
+        job_id = self._keys.get(key, "") if key else ""
+        running = self._running.get(job_id)
+        return running.job if running is not None else self._read(job_id)
+
+    def _is_abandoned(self, job: Job) -> bool:
+        """Whether the worker that had the job is gone."""
+        try:
+            with _owner_lock(self.folder / job.id).acquire(timeout=0):
+                return True
+        except Timeout:
+            return False
+
+
+def _owner_lock(folder: Path) -> FileLock:
+    """Held by the worker that has the job, from whatever thread; the system frees it when that ends."""
+    return FileLock(folder / OWNER, thread_local=False)
+
+
+def read_stream(running: RunningJob) -> IO[bytes] | None:
+    """The stream of a job that runs, from its beginning; None before it has one."""
+    try:
+        return (running.folder / STREAM).open("rb")
+    except FileNotFoundError:
+        return None
+
+
+def digest_of(*parts: object) -> str:
+    """A value that two requests share only when all their parts are equal."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
+
+
+def _speech(audio: Path) -> Any:
+    from musetalk.media.audio import read_waveform
+
+    return read_waveform(audio)
+
+
+def _told(code: str, message: str, hint: str = "") -> dict[str, str]:
+    return {"code": code, "message": message, "hint": hint}
