@@ -105,7 +105,7 @@ def create_app(worker: Worker, callers: Callers) -> Any:
     _add_errors(app)
     app.include_router(callers_router(worker, callers))
     app.include_router(live_router(LiveSessions(worker)))
-    app.include_router(page_router())
+    app.include_router(page_router(worker))
     return Gate(app, worker.server)
 
 
