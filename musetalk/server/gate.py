@@ -19,7 +19,8 @@ from musetalk.config import ServerConfig
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 INSIDE_SUFFIXES = (".internal", ".local", ".localhost")
-OPEN_PATHS = ("/health", "/healthz", "/readyz")  # say nothing but that the worker is there
+OPEN_PATHS = ("/health", "/healthz", "/readyz", "/")  # say nothing but that the worker is there
+PAGE_FOLDER = "/page/"  # the operator's page itself, which asks for the token by itself
 MAX_BODY = 2 << 30  # bytes, of an upload
 MAX_JSON = 1 << 20  # bytes, of every other body
 BODY_SECONDS = 60.0  # for a body to arrive in
@@ -93,7 +94,8 @@ class Gate:
         if not length.isdecimal() or int(length) > _limit(headers):
             return 413, "the request is too large 请求过大"
         trusted = is_trusted(client, self._server.trust) and _is_inside_name(_host_name(host))
-        free = self._local or scope["path"] in OPEN_PATHS or trusted
+        open_path = scope["path"] in OPEN_PATHS or scope["path"].startswith(PAGE_FOLDER)
+        free = self._local or open_path or trusted
         if not free and not self._shows_token(scope, headers):
             return 401, "a token is needed 需要令牌: Authorization: Bearer TOKEN, or ?token="
         return None

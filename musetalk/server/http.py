@@ -108,7 +108,7 @@ def create_app(worker: Worker, callers: Callers) -> Any:
     registry = make_registry(worker, callers.jobs)
     app.include_router(callers_router(worker, callers))
     app.include_router(live_router(LiveSessions(worker)))
-    app.include_router(page_router())
+    app.include_router(page_router(worker))
     app.include_router(videos_router(worker, callers.jobs))
     app.include_router(templates_router(worker))
     app.include_router(operations_router(app, worker, registry))

@@ -223,7 +223,8 @@ def _heed(session: LiveSession, text: str) -> Iterator[dict[str, Any]]:
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise UsageError("the message is no JSON object with a type", 'send {"type": "speak_end"}') from e
     if kind == "config":
-        session.speech.set_rate(message.get("sample_rate"))
+        session.speech.set_rate(message.get("sample_rate", SAMPLE_RATE))
+        session.speech.set_realtime(bool(message.get("realtime")))
     elif kind == "speak_end":
         session.speech.end()
     elif kind == "interrupt":

@@ -17,6 +17,9 @@ from musetalk.errors import BusyError, InputError
 from musetalk.media.audio import MAX_SAMPLE_RATE, SAMPLE_RATE
 
 START_SAMPLES = SAMPLE_RATE * 40 // 1000  # of speech that are there before it begins to be heard
+SPOKEN_LATE = SAMPLE_RATE // 4  # samples of a microphone's that may wait before pauses in it are shortened
+TOO_LATE = SAMPLE_RATE  # … before it is cut, pause or not
+QUIET = 0.01  # of full scale: no sample of a pause is louder
 MAX_WAITING = SAMPLE_RATE * 300  # samples of speech that may wait to be heard
 FULL_SCALE = 32_768  # of 16-bit samples
 
@@ -46,6 +49,7 @@ class SpeechQueue:
         self._odd = b""
         self._flows = False
         self._ended = False
+        self._realtime = False
         self._passed = 0  # samples of silence since speech began to wait
         self.waiting = 0
 
@@ -60,6 +64,15 @@ class SpeechQueue:
         with self._lock:
             self._finish_resampling()
             self._rate = rate
+
+    def set_realtime(self, realtime: bool) -> None:
+        """Whether speech comes from a microphone: then what waits too long is shortened at its pauses.
+
+        Otherwise it would be said later and later, for the microphone's clock isn't ours and no hold-up could
+        be made up for.
+        """
+        with self._lock:
+            self._realtime = realtime
 
     def push_pcm(self, content: bytes) -> int:
         """Appends s16le bytes, cut anywhere; returns the samples at 16 kHz that came of them.
@@ -105,6 +118,8 @@ class SpeechQueue:
     def take(self, n: int) -> Sound:
         """The session's next `n` samples."""
         with self._lock:
+            if self._realtime:
+                self._shorten()
             if not self._begins(n):
                 ended, self._ended = self._ended and not self.waiting, self._ended and bool(self.waiting)
                 return Sound(np.zeros(n, np.float32), 0, ended)
@@ -123,6 +138,14 @@ class SpeechQueue:
         self._flows = self._flows or enough
         self._passed += 0 if self._flows else n
         return self._flows
+
+    def _shorten(self) -> None:
+        while self.waiting > SPOKEN_LATE:
+            head = self._blocks[0]
+            if self.waiting <= TOO_LATE and np.abs(head).max() > QUIET:
+                return
+            self._blocks.popleft()
+            self.waiting -= len(head)
 
     def _pop(self, n: int) -> np.ndarray:
         taken: list[np.ndarray] = [np.zeros(0, np.float32)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from musetalk.errors import BusyError, InputError
-from musetalk.server.live_sound import MAX_WAITING, START_SAMPLES, HeardSound, Sound, SpeechQueue
+from musetalk.server.live_sound import MAX_WAITING, SPOKEN_LATE, START_SAMPLES, HeardSound, Sound, SpeechQueue
 
 
 def ramp(n: int, first: int = 1) -> np.ndarray:
@@ -127,3 +127,25 @@ def test_heard_sound_is_taken_across_its_blocks_with_what_of_it_is_speech():
     assert np.array_equal(np.concatenate([t.samples for t in taken])[:20], ramp(20))
     assert [t.spoken for t in taken] == [7, 6, 1, 0]
     assert [t.ends for t in taken] == [False, False, False, True]
+
+
+def test_a_microphone_that_is_late_is_shortened_at_its_pauses():
+    speech = SpeechQueue()
+    speech.set_realtime(True)
+    word, pause = np.full(320, 0.5, np.float32), np.zeros(320, np.float32)
+    for block in [word] * 10 + [pause] * 20 + [word] * 10:
+        speech.push(block)
+    heard = np.concatenate([speech.take(320).samples for _ in range(60)])
+    assert (heard == 0.5).sum() == 20 * 320
+    last = np.flatnonzero(heard)[-1] + 1
+    assert last <= 20 * 320 + SPOKEN_LATE
+
+
+def test_a_microphone_that_is_far_too_late_is_cut_and_a_file_never():
+    for realtime, spoken in ((True, SPOKEN_LATE), (False, 5 * 16_000)):
+        speech = SpeechQueue()
+        speech.set_realtime(realtime)
+        for _ in range(250):
+            speech.push(np.full(320, 0.5, np.float32))
+        heard = np.concatenate([speech.take(320).samples for _ in range(300)])
+        assert abs(int((heard > 0).sum()) - spoken) <= (16_000 if realtime else 0)
