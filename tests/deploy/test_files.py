@@ -19,6 +19,7 @@ DEPLOY = REPOSITORY / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
 UNIT = (DEPLOY / "musetalk.service").read_text("utf-8")
 HAPROXY = (DEPLOY / "haproxy.cfg").read_text("utf-8")
+IGNORED = [line for line in (REPOSITORY / ".dockerignore").read_text("utf-8").splitlines() if line[:1] != "#"]
 COMPOSE_KEYS = {
     *("build", "image", "command", "environment", "volumes", "networks", "stop_grace_period", "restart"),
     *("profiles", "depends_on"),
@@ -48,8 +49,10 @@ def test_what_the_image_copies_is_there() -> None:
         *sources, _target = line.split()
         for source in sources:
             assert list(REPOSITORY.glob(source)), source
+            assert f"!{source}" in IGNORED, source
     copied = " ".join(instructions("COPY"))
-    assert all(name in copied for name in ("musetalk musetalk", "models models", "*.py"))
+    assert all(name in copied for name in ("musetalk musetalk", "models/lite models/lite", "*.py"))
+    assert IGNORED[0] == "*"
 
 
 def test_the_image_installs_what_the_requirements_name() -> None:
