@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from musetalk.templates.template import Template
 
 Result = TypeVar("Result")
+NetworkName = Literal["unet", "vae", "whisper", "taesd"]
 FaceDecoder = Callable[["Tensor"], "Tensor"]
 """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
 log = logging.getLogger(__name__)
@@ -169,8 +170,6 @@ class MuseTalkEngine:
         Raises:
             WeightsError: a file is damaged, hostile, or doesn't fit the others.
         """
-        from musetalk.engines.musetalk import networks
-
         if device == "cpu":
             limit_torch_threads()
         self.device = device
@@ -180,13 +179,29 @@ class MuseTalkEngine:
         self._mixed_limit = BatchLimit(device)
         self._config = engine_config
         self._files = files
-        self._unet = networks.open_unet(files)
-        self._vae = networks.open_vae(files)
+        self._unet = self.open_network("unet")
+        self._vae = self.open_network("vae")
         self._check_fit()
         self._openvino = choose_runtime(engine_config.runtime, device, files.unet_weights)
         self._compiled_unet: CompiledNetwork | None = None  # once a template was opened, if at all
         self._compiled_decoder: CompiledNetwork | None = None
         self._optimised: set[Any] = set()  # modules that torch compiles; once each, for all templates
+
+    def open_network(self, name: NetworkName) -> Network:
+        """One of the engine's networks, checked and not yet loaded.
+
+        Raises:
+            WeightsError: its files are damaged, hostile or not of each other.
+        """
+        from musetalk.engines.musetalk import networks
+
+        openers = {
+            "unet": networks.open_unet,
+            "vae": networks.open_vae,
+            "whisper": networks.open_whisper_encoder,
+            "taesd": networks.open_tiny_decoder,
+        }
+        return openers[name](self._files)
 
     def _check_fit(self) -> None:
         unet, vae = self._unet.module.shape, self._vae.module.shape
@@ -206,9 +221,7 @@ class MuseTalkEngine:
 
     @functools.cached_property
     def _whisper(self) -> Network:
-        from musetalk.engines.musetalk.networks import open_whisper_encoder
-
-        network = open_whisper_encoder(self._files)
+        network = self.open_network("whisper")
         whisper, width = network.module.shape, self._unet.module.shape.cross_attention_dim
         if (whisper.d_model, whisper.num_mel_bins) != (width, N_MELS):
             raise WeightsError(
@@ -492,9 +505,7 @@ class MuseTalkEngine:
 
     @functools.cached_property
     def _taesd(self) -> Network:
-        from musetalk.engines.musetalk.networks import open_tiny_decoder
-
-        network = open_tiny_decoder(self._files)
+        network = self.open_network("taesd")
         shape = network.module.shape
         if (shape.latent_channels, len(shape.widths)) != (LATENT_CHANNELS, 4):
             raise WeightsError(
