@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from musetalk.config import EncodingConfig
 from musetalk.errors import OutputError
 from musetalk.media import avi, ffmpeg
+from musetalk.media.audio import sound_track
 from musetalk.media.video import COLOUR, encoder_options, timescale
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _arguments(picture: Picture, sound: Path | int | None, options: dict[str, An
     streams = [source["v:0"].filter("setparams", range="tv", **COLOUR)]
     if sound is not None:
         # numbered samples: a gap or a late start in a file would shift what was heard by the encoder
-        heard = source["a:0"] if isinstance(sound, int) else ffmpeg.input_stream(sound)["a:0"]
+        heard = source["a:0"] if isinstance(sound, int) else ffmpeg.input_stream(sound)[sound_track(sound)]
         numbered = heard.filter("asetpts", "N/SR/TB")
         streams.append(numbered.filter("aformat", channel_layouts="mono|stereo", sample_rates=SOUND_RATE))
         options = options | {"acodec": "aac", "aac_coder": "fast"}

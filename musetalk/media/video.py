@@ -26,6 +26,7 @@ from musetalk.device import usable_cores
 from musetalk.errors import InputError, OutputError
 from musetalk.files import claim, publish, remove_file, sweep
 from musetalk.media import ffmpeg
+from musetalk.media.audio import sound_track
 from musetalk.media.colour import beyond_sdr, unsaid_matrix, write_table
 from musetalk.media.encoders import shaping_options
 from musetalk.media.image import check_frame_size, shrunk_size
@@ -532,7 +533,7 @@ def _encode_arguments(
     options = {**encoder_options(encoding, target.suffix), **COLOUR, "color_range": "tv", "map_metadata": -1}
     if audio is not None:
         # numbered samples: a gap or a late start in the source would shift what was heard by the encoder
-        sound = ffmpeg.input_stream(audio)["a:0"].filter("asetpts", "N/SR/TB")
+        sound = ffmpeg.input_stream(audio)[sound_track(audio)].filter("asetpts", "N/SR/TB")
         streams.append(sound.filter("aformat", channel_layouts="mono|stereo", sample_rates="44100|48000"))
         # aac's default coder takes twice the time and is further from what it was given
         options |= (

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import wave
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import soxr
 
+from musetalk.config import EncodingConfig
 from musetalk.errors import InputError
 from musetalk.media.audio import probe_audio, read_waveform
 from musetalk.media.ffmpeg import ffmpeg_path
+from musetalk.media.video import VideoWriter
 
 
 def sound(n_samples: int, channels: int, rate: int) -> np.ndarray:
@@ -221,3 +224,55 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, text: str, suffix: str) 
     path.write_text(text)
     with pytest.raises(InputError):
         read_all(path)
+
+
+def tracks(path: Path, *dispositions: str) -> Path:
+    """A film with a tone of another pitch in each sound track: 300 Hz, 600 Hz and so on."""
+    inputs, maps, options = ["-f", "lavfi", "-i", "color=s=64x64:r=25:d=2"], ["-map", "0"], []
+    for i, disposition in enumerate(dispositions):
+        inputs += ["-f", "lavfi", "-i", f"sine=frequency={300 * (i + 1)}:sample_rate=48000:duration=2"]
+        maps += ["-map", str(i + 1)]
+        options += [f"-disposition:a:{i}", disposition]
+    run_ffmpeg(*inputs, *maps, *options, path)
+    return path
+
+
+def pitch(waveform: np.ndarray, rate: int = 16_000) -> float:
+    return float(np.abs(np.fft.rfft(waveform)).argmax() * rate / len(waveform))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+@pytest.mark.parametrize(
+    ("dispositions", "number"),
+    [(("0", "default"), 2), (("default", "0"), 1), (("0", "0", "default"), 3), (("default", "default"), 1)],
+)
+def test_the_default_track_is_heard_and_kept(
+    tmp_path: Path, suffix: str, dispositions: tuple[str, ...], number: int
+) -> None:
+    path = tracks(tmp_path / f"f{suffix}", *dispositions)
+    assert pitch(read_all(path)) == pytest.approx(300 * number, abs=2)
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, Fraction(25), path, EncodingConfig()) as writer:
+        for _ in range(50):
+            writer.write(np.zeros((72, 64), np.uint8))
+    assert pitch(read_all(tmp_path / "o.mp4")) == pytest.approx(300 * number, abs=2)
+
+
+@pytest.mark.parametrize("gain", [-1.0, -0.98])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_cancel_each_other_out_are_heard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, gain: float, channels: int
+) -> None:
+    voice = sound(40_000, 1, 16_000)
+    held = write_wav(tmp_path / "s.wav", np.hstack([voice, gain * voice] * (channels // 2)), 16_000)
+    with caplog.at_level(logging.WARNING):
+        waveform = read_all(tmp_path / "s.wav")
+    np.testing.assert_allclose(waveform, held[:, 0], atol=1e-6)
+    assert caplog.text.count("cancel each other") == 1
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.0, -0.5, -0.75])
+def test_other_stereo_is_averaged(tmp_path: Path, caplog: pytest.LogCaptureFixture, gain: float) -> None:
+    voice = sound(20_000, 1, 16_000)
+    held = write_wav(tmp_path / "s.wav", np.hstack([voice, gain * voice]), 16_000)
+    np.testing.assert_allclose(read_all(tmp_path / "s.wav"), held.mean(axis=1), atol=1e-6)
+    assert not caplog.text
