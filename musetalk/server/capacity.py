@@ -7,16 +7,18 @@ whatever else the machine does at its start, and the share that is planned with 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 from fractions import Fraction
 from pathlib import Path
 
 from musetalk.config import LITE_MODELS, EncodingConfig, EngineConfig
 from musetalk.device import usable_cores
-from musetalk.file_rendering import Files, render_file
 from musetalk.measurement import processor_seconds
+from musetalk.media.audio import SAMPLE_RATE, read_waveform
+from musetalk.media.video import VideoWriter
 from musetalk.pipeline import StageClock
-from musetalk.rendering import Request
+from musetalk.rendering import OpenedTemplate, Request, render
 from musetalk.service import IntegratedMuseTalkService
 
 SESSION_FPS = Fraction(25)
@@ -28,21 +30,35 @@ FOLDER = ".self-test"  # in the cache folder: the portrait is preprocessed once
 LIVE_ENCODING = EncodingConfig(preset="ultrafast")
 
 
-def measured_capacity(service: IntegratedMuseTalkService) -> int:
-    """Sessions at 25 frames/s and 512² that the service's device carries, at least 1.
+def warm_up(service: IntegratedMuseTalkService) -> OpenedTemplate:
+    """Loads everything that a first request would wait for; the bundled portrait, opened and rendered once.
 
     Raises:
         WeightsError, EngineError: the engine can't run.
     """
+    import numpy as np
+
     config = dataclasses.replace(service.config, strict_device=False)
     test = IntegratedMuseTalkService(service.store.cache_dir / FOLDER, config=config, engines=service.engines)
     test.preprocess_template(TEMPLATE_ID, PORTRAIT)
     opened = test.renderer().open(TEMPLATE_ID)
-    request = Request(SESSION_FPS, EngineConfig.batch_size, live=True)
+    frames, _ = render(opened, [np.zeros(SAMPLE_RATE // 5, np.float32)], Request(SESSION_FPS, 1))
+    for _ in frames:
+        pass
+    return opened
+
+
+def measured_capacity(opened: OpenedTemplate) -> int:
+    """Sessions at 25 frames/s that a device carries which renders `opened`, at least 1."""
+    request, clock = Request(SESSION_FPS, EngineConfig.batch_size, live=True), StageClock()
+    speech = itertools.islice(read_waveform(SPEECH), MEASURED_SECONDS)
     with tempfile.TemporaryDirectory() as folder:
-        files = Files(SPEECH, Path(folder) / "self-test.mp4")
-        before, clock = processor_seconds(), StageClock()
-        info, _ = render_file(opened, files, request, LIVE_ENCODING, clock)
+        before = processor_seconds()
+        frames, info = render(opened, speech, request, clock)
+        output = Path(folder) / "self-test.mp4"
+        with VideoWriter(output, *info.size, SESSION_FPS, None, encoding=LIVE_ENCODING) as writer:
+            for frame in frames:
+                writer.write(frame.i420)
         spent = processor_seconds() - before
     seconds = float(info.position.frames / SESSION_FPS)
     by_cores = usable_cores() * PLANNED_SHARE * seconds / max(spent, 1e-6)

@@ -23,7 +23,7 @@ from musetalk.engines.registry import EngineRegistry
 from musetalk.errors import BusyError, CancelledRun
 from musetalk.open_templates import OpenTemplates
 from musetalk.rendering import Conduct, GenerateFaces, OpenedTemplate
-from musetalk.server.capacity import measured_capacity
+from musetalk.server.capacity import measured_capacity, warm_up
 from musetalk.server.scheduler import Scheduler
 from musetalk.service import InferenceAnswer, IntegratedMuseTalkService, PreprocessAnswer
 
@@ -134,9 +134,11 @@ class Worker:
             for place in self.places:
                 place.service.renderer().open(name)
             say(f"template {name} is open 模板已加载")
+        say("warming up 正在预热")
+        opened = [warm_up(place.service) for place in self.places]
         if not self.capacity:
             say("measuring how many sessions fit 正在测量并发能力")
-            self.capacity = sum(measured_capacity(place.service) for place in self.places)
+            self.capacity = sum(map(measured_capacity, opened))
         say(f"{self.capacity} sessions at 25 frames/s fit 可并发{self.capacity}路")
 
     def preprocess(
