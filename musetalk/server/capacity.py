@@ -27,6 +27,7 @@ PORTRAIT = LITE_MODELS / "portraits" / "astronaut.jpg"
 SPEECH = LITE_MODELS / "speech" / "demo_en.flac"
 TEMPLATE_ID = "self-test"
 FOLDER = ".self-test"  # in the cache folder: the portrait is preprocessed once
+MEASURED_SECONDS = 2  # of speech, read in blocks of one
 LIVE_ENCODING = EncodingConfig(preset="ultrafast")
 
 
