@@ -22,7 +22,9 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, get_args
 
 from musetalk.config import (
+    MAX_ARTICULATION,
     MEDIAPIPE_PACKAGE,
+    MIN_ARTICULATION,
     REPOSITORY,
     Defaults,
     EncodingConfig,
@@ -124,6 +126,13 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         "--fps", default=str(Defaults.fps), help="frames per second, or source (default %(default)s)"
     )
     group.add_argument("--frames_dir", help="also write each frame there as PNG")
+    group.add_argument(
+        "--articulation",
+        type=float,
+        default=Defaults.articulation,
+        help=f"how far the mouth moves, {MIN_ARTICULATION} to {MAX_ARTICULATION}, lite alone "
+        "(default %(default)s)",
+    )
     group.add_argument(
         "--encoder", default=EncodingConfig.encoder, help="video encoder (default %(default)s)"
     )
@@ -227,7 +236,12 @@ def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     if getattr(arguments, "benchmark", False):
         return _measure(service, arguments, Path(output)), 0
     answer = service.realtime_inference(
-        arguments.template_id, arguments.audio_path, output, arguments.fps, arguments.frames_dir
+        arguments.template_id,
+        arguments.audio_path,
+        output,
+        arguments.fps,
+        arguments.frames_dir,
+        arguments.articulation,
     )
     return dict(answer), 0
 

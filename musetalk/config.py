@@ -36,6 +36,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 MIN_FPS = Fraction(1, 100)  # frames per second
 MAX_FPS = 240
+MIN_ARTICULATION, MAX_ARTICULATION = 0.5, 1.5  # of a usual speaker's movement
 MAX_BATCH_SIZE = 1024
 MAX_CRF = 51  # x264's scale, 0 is lossless
 MAX_SIDE = 8192  # pixels, of a template's frame
@@ -211,12 +212,27 @@ class ServerConfig:
             raise InputError(f"keep is {self.keep}", "keep is a number of hours above 0")
 
 
+def parse_articulation(value: float) -> float:
+    """How far the mouth moves, in units of a usual speaker's movement.
+
+    Raises:
+        InputError: not a number from `MIN_ARTICULATION` to `MAX_ARTICULATION`.
+    """
+    if not MIN_ARTICULATION <= value <= MAX_ARTICULATION:  # NaN too
+        raise InputError(
+            f"articulation is {value!r}",
+            f"articulation is a number from {MIN_ARTICULATION} to {MAX_ARTICULATION}",
+        )
+    return float(value)
+
+
 @dataclass(frozen=True)
 class Defaults:
     """Defaults of the commands that belong to no other dataclass."""
 
     cache_dir: str = "./template_cache"
     fps: float = 25.0
+    articulation: float = 1.0  # the middle stranger opens the mouth as far as this makes it
     output_path: str = "./output/{template_id}.mp4"
     benchmark_runs: int = 3
     memory_limit: int = 2 << 30  # bytes of templates that stay open between requests

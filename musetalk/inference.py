@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musetalk.config import SOURCE_FPS, Defaults, EncodingConfig, EngineConfig, output_fps
+from musetalk.config import SOURCE_FPS, Defaults, EncodingConfig, EngineConfig, output_fps, parse_articulation
 from musetalk.device import Device, resolve_device
 from musetalk.engines.choice import choose_engine
 from musetalk.engines.registry import EngineRegistry
@@ -64,6 +64,7 @@ class UltraFastRealtimeInference:
         fps: float | str | Fraction = Defaults.fps,
         *,
         frames_dir: str | Path | None = None,
+        articulation: float = Defaults.articulation,
         record: bool = False,
         conduct: Conduct | None = None,
     ) -> InferenceResult:
@@ -72,11 +73,12 @@ class UltraFastRealtimeInference:
         Args:
             fps: frames per second; any real number, NTSC rates exact; "source" is the template's own.
             frames_dir: also write each blended frame there, losslessly, as 00000000.png and so on.
+            articulation: how far the mouth moves, 0.5 to 1.5; the lite engine's alone.
             record: keep each stage's intervals in the result.
             conduct: who watches and steers; by default a progress bar on a terminal.
 
         Raises:
-            InputError: audio or fps can't be used.
+            InputError: audio, fps or articulation can't be used.
             CacheError: the template's cache is missing, damaged or made by another engine.
             WeightsError, EngineError: the engine can't run.
             OutputError: the output can't be written.
@@ -85,7 +87,7 @@ class UltraFastRealtimeInference:
         from musetalk.media.video import check_output_path
 
         clock = StageClock(record=record)
-        rate = self._rate(template_id, fps)
+        rate, articulation = self._rate(template_id, fps), parse_articulation(articulation)
         # bad audio is refused before the networks are loaded; a warm renderer meets it soon enough
         conduct = conduct or Conduct()
         watched = conduct.progress is not None or (conduct.bar and sys.stderr.isatty())
@@ -102,7 +104,13 @@ class UltraFastRealtimeInference:
         expected = None if audio_duration is None else int(audio_duration * rate)
         files = Files(Path(audio_path), output, Path(frames_dir) if frames_dir else None)
         generate = conduct.generate(opened) if conduct.generate is not None else None
-        request = Request(rate, self.config.batch_size, generate=generate, cancel=conduct.cancel)
+        request = Request(
+            rate,
+            self.config.batch_size,
+            articulation=articulation,
+            generate=generate,
+            cancel=conduct.cancel,
+        )
         info, first_frame = render_file(opened, files, request, self.encoding, clock, expected, conduct)
         frames = info.position.frames
         log.info("%d frames at %s per second into %s: %s", frames, rate, output, clock.summary())

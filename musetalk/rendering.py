@@ -7,6 +7,7 @@ takes the frames decides what becomes of them. Memory is bounded by the queues, 
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from musetalk.config import Defaults
 from musetalk.pipeline import Pipeline, StageClock
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from musetalk.engines.base import Engine, Listener
     from musetalk.engines.base import Generator as FaceGenerator
     from musetalk.templates.template import Template
+
+log = logging.getLogger(__name__)
 
 FIRST_BATCH = 4  # frames; the following batches double up to the batch size
 PROMPT_BATCHES = 4  # batches of audio prompts ahead of the generator
@@ -119,6 +123,7 @@ class Request:
         batch_size: frames generated at once, at most.
         start: where the session stands; the template's cycle goes on from there.
         live: frames leave a fixed time behind the sound, none waits for a batch to fill.
+        articulation: how far the mouth moves, 1 as usual, where the engine can be told.
         generate: makes the faces instead of the template's own generator, a scheduler say.
         cancel: once it is set, no further frame is made.
     """
@@ -127,6 +132,7 @@ class Request:
     batch_size: int
     start: Position = field(default_factory=Position)
     live: bool = False
+    articulation: float = Defaults.articulation
     generate: GenerateFaces | None = None
     cancel: threading.Event | None = None
 
@@ -215,9 +221,20 @@ class _Rendering:
     def _prompts(self, listener: Listener, speech: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         from musetalk.engines.base import hear_all
 
-        blocks = hear_all(listener, speech)
+        blocks = self._articulated(hear_all(listener, speech))
         wanted = blocks if self.request.live else batched(blocks, self.request.batch_size)
         return self.clock.timed("features", wanted)
+
+    def _articulated(self, prompts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        from musetalk.engines.base import Articulator
+
+        engine, articulation = self.opened.engine, self.request.articulation
+        if articulation == 1:
+            return prompts
+        if not isinstance(engine, Articulator):
+            log.warning("⚠️ articulation says nothing to the engine %s 该引擎不支持此参数", engine.name)
+            return prompts
+        return (engine.articulate(block, articulation) for block in prompts)
 
     def _faces(self, batches: Iterable[np.ndarray]) -> Iterator[list[PlacedFace]]:
         """A generated face per output frame, a batch at a time: the generator goes on to the next at once."""

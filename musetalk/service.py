@@ -250,11 +250,18 @@ class IntegratedMuseTalkService:
         output_path: str | Path,
         fps: float | str = Defaults.fps,
         frames_dir: str | Path | None = None,
+        articulation: float = Defaults.articulation,
         conduct: Conduct | None = None,
     ) -> InferenceAnswer:
         """Renders speech onto a cached template; `conduct` says who watches and steers."""
         result = self.renderer().ultra_fast_inference(
-            template_id, audio_path, output_path, fps, frames_dir=frames_dir, conduct=conduct
+            template_id,
+            audio_path,
+            output_path,
+            fps,
+            frames_dir=frames_dir,
+            articulation=articulation,
+            conduct=conduct,
         )
         return inference_answer(result)
 

@@ -6,7 +6,14 @@ from fractions import Fraction
 
 import pytest
 
-from musetalk.config import EncodingConfig, EngineConfig, ModelPaths, PreprocessingConfig, parse_fps
+from musetalk.config import (
+    EncodingConfig,
+    EngineConfig,
+    ModelPaths,
+    PreprocessingConfig,
+    parse_articulation,
+    parse_fps,
+)
 from musetalk.errors import InputError
 
 
@@ -66,3 +73,14 @@ def test_impossible_fps_is_bad_input(bad):
 def test_values_out_of_range_are_bad_input(make):
     with pytest.raises(InputError):
         make()
+
+
+@pytest.mark.parametrize("given", [0.5, 1, 1.5])
+def test_articulation_from_half_to_one_and_a_half_is_taken(given):
+    assert parse_articulation(given) == given
+
+
+@pytest.mark.parametrize("bad", [0.49, 1.51, -1, float("nan"), float("inf")])
+def test_articulation_beyond_is_bad_input(bad):
+    with pytest.raises(InputError, match="articulation"):
+        parse_articulation(bad)

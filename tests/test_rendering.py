@@ -164,3 +164,24 @@ def test_batched_keeps_every_row_in_order(sizes):
     assert [len(batch) for batch in batches[:-1]] == full
     assert all(0 < len(batch) <= 11 for batch in batches)
     np.testing.assert_array_equal(np.concatenate(batches) if batches else rows, rows)
+
+
+class ScaledFaces(NumberedFaces):
+    """As `NumberedFaces`, told how far to go."""
+
+    def articulate(self, audio_prompts, articulation):
+        return audio_prompts * articulation
+
+
+def test_articulation_reaches_an_engine_that_can_be_told():
+    still = make_template(1, (96, 64))
+    usual = pictures(opened(ScaledFaces(), still), speech(16_000), Request(FPS, 4))
+    asked = pictures(opened(ScaledFaces(), still), speech(16_000), Request(FPS, 4, articulation=1.5))
+    assert len(set(usual)) == 25
+    assert asked[:17:2] == usual[::3]
+
+
+def test_an_engine_that_knows_no_articulation_renders_as_usual_and_says_so(caplog):
+    asked = pictures(opened(), speech(16_000), Request(FPS, 4, articulation=0.5))
+    assert asked == pictures(opened(), speech(16_000), Request(FPS, 4))
+    assert "articulation" in caplog.text

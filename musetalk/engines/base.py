@@ -98,6 +98,15 @@ class TemplateJudge(Protocol):
         ...
 
 
+@runtime_checkable
+class Articulator(Protocol):
+    """An engine whose audio prompts say how far the mouth moves: a request can ask for less or more."""
+
+    def articulate(self, audio_prompts: np.ndarray, articulation: float) -> np.ndarray:
+        """Audio prompts (B, …) with movements `articulation` times as large; closures stay closures."""
+        ...
+
+
 class Engine(Protocol):
     """What the toolkit asks of an engine.
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from musetalk.config import Defaults, parse_fps
+from musetalk.config import Defaults, parse_articulation, parse_fps
 from musetalk.errors import InputError, MuseTalkError
 from musetalk.media.audio import SAMPLE_RATE, read_waveform
 from musetalk.media.fragments import Picture
@@ -128,11 +128,13 @@ class LiveSettings:
         fps: frames per second.
         width: pixels, of what leaves; None for the template's own.
         batch_size: frames generated at once, at most.
+        articulation: how far the mouth moves, 1 as usual, where the engine can be told.
     """
 
     fps: Fraction = Fraction(25)
     width: int | None = None
     batch_size: int = 8
+    articulation: float = Defaults.articulation
 
     def size(self, opened: OpenedTemplate) -> tuple[int, int]:
         """(width, height) in pixels of what leaves, both even."""
@@ -340,6 +342,7 @@ class LiveSession:
             self.settings.batch_size,
             Position(self.frames),
             live=True,
+            articulation=self.settings.articulation,
             generate=self._generate(stretch) if self._generate else None,
             cancel=stretch,
         )
@@ -430,21 +433,26 @@ class LiveSessions:
         self._lock = threading.Lock()
 
     def start(
-        self, template_id: str, fps: float | str = Defaults.fps, width: int | None = None
+        self,
+        template_id: str,
+        fps: float | str = Defaults.fps,
+        width: int | None = None,
+        articulation: float = Defaults.articulation,
     ) -> LiveSession:
         """A session on a template, running.
 
         Raises:
             CacheError: the template can't be used.
-            InputError: `fps` or `width` can't be shown live.
+            InputError: `fps`, `width` or `articulation` can't be shown live.
             BusyError: all places are taken.
         """
         rate = parse_fps(fps)
         if rate > MAX_LIVE_FPS:
             raise InputError(f"fps is {fps} 帧率过高", f"a live session has at most {MAX_LIVE_FPS} frames/s")
+        settings = LiveSettings(rate, width, articulation=parse_articulation(articulation))
         places = self._take_places(template_id, max(1, round(rate / SESSION_FPS)))
         try:
-            session = self._opened(places[0], template_id, rate, width)
+            session = self._opened(places[0], template_id, settings)
             thread = threading.Thread(
                 target=self._run, args=(session, places), name=f"live-{session.session_id[:8]}", daemon=True
             )
@@ -487,12 +495,14 @@ class LiveSessions:
         for place in places:
             self.worker.give_place_back(place)
 
-    def _opened(self, place: Place, template_id: str, fps: Fraction, width: int | None) -> LiveSession:
+    def _opened(self, place: Place, template_id: str, settings: LiveSettings) -> LiveSession:
         opened = place.service.renderer().open(template_id)
-        own_width = opened.compositor.buffer_shape[1]
+        own_width, width = opened.compositor.buffer_shape[1], settings.width
         if width is not None and not MIN_WIDTH <= width <= own_width:
             raise InputError(f"width is {width} 宽度无效", f"use {MIN_WIDTH} to {own_width} pixels")
-        settings = LiveSettings(fps, width and width // 2 * 2, place.service.config.batch_size)
+        settings = dataclasses.replace(
+            settings, width=width and width // 2 * 2, batch_size=place.service.config.batch_size
+        )
         return LiveSession(
             secrets.token_hex(8),
             template_id,

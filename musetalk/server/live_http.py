@@ -43,6 +43,7 @@ class SessionRequest(BaseModel):
     template_id: str
     fps: float | str = Defaults.fps
     width: int | None = None
+    articulation: float = Defaults.articulation
 
 
 def live_router(sessions: LiveSessions) -> APIRouter:
@@ -59,7 +60,7 @@ def _add_sessions(router: APIRouter, sessions: LiveSessions) -> None:
     @router.post("", status_code=201)
     def start(body: SessionRequest) -> dict[str, Any]:
         """Starts a session: its id, its addresses and how many fit."""
-        session = sessions.start(body.template_id, body.fps, body.width)
+        session = sessions.start(body.template_id, body.fps, body.width, body.articulation)
         return {"success": True, **session.status(), **_addresses(session), **_capacity(sessions)}
 
     @router.get("")

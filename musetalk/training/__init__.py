@@ -1,1 +1,1 @@
-"""How lite's mouth network is made (`python -m musetalk.training.train`) and judged (`… .evaluate`)."""
+"""How lite's mouth network is made (`… .train`) and judged: on strangers `… .judge`, videos `… .evaluate`."""

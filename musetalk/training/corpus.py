@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from musetalk.engines.lite.speech import (
-    SHORTEST_STEPS,
-    SpeechLevel,
-    loudness,
-    network_input,
-    step_powers,
-)
+from musetalk.engines.lite.parameters import RIG_PARAMETERS
+from musetalk.engines.lite.speech import SHORTEST_STEPS, SpeechLevel, network_input, step_powers
 from musetalk.errors import InputError
 from musetalk.media.audio import SAMPLE_RATE, read_waveform
 from musetalk.media.ffmpeg import ffmpeg_path
-from musetalk.training.evaluate import SILENT, TRACK_NAMES, measure_video, resampled_track
+from musetalk.training.evaluate import TRACK_NAMES, measure_video
 from musetalk.training.phones import Phone, mouth_curves
 from musetalk.training.texts import SENTENCES
 from musetalk.training.voices import Utterance, Voice
@@ -141,10 +136,11 @@ class Sample(NamedTuple):
     """A window as the networks meet it, with what the mouth does in it.
 
     Attributes:
-        states: (T, 5, 384) float16 hidden states of the encoder, each brought to mean 0 and deviation 1.
+        states: (T, 5, 384) float16 hidden states of the encoder, each brought to mean 0 and deviation 1; in
+            training their components, (T, 128) float32.
         loudness: (T,) float32.
-        truth: (T, 10) float32 rig parameters of synthetic speech, or (T, 4) distances measured in real
-            speech (`MEASURED`).
+        truth: (T, 10) float32 rig parameters of synthetic speech, or (T, 9) distances measured in real
+            speech (`MEASURED`), in the speaker's deviations.
         weight: (T,) float32, 1 where the truth is known.
     """
 
@@ -197,123 +193,221 @@ def synthetic_samples(
         begin += steps
 
 
-MEASURED = ("opening", "outer_width", "chin", "upper_lip")
-"""Distances of real tracks that training uses, in eye distances over the speaker's rest: inner-lip opening,
-outer width, nose base to chin, nose base to upper lip."""
+def _white(n: int, rng: Rng) -> np.ndarray:
+    return rng.standard_normal(n)
+
+
+def _coloured(n: int, rng: Rng) -> np.ndarray:
+    """Noise that falls by 0 to 9 dB per octave, swelling and fading by up to 12 dB in some seconds."""
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    spectrum /= np.maximum(np.arange(len(spectrum)), 20) ** rng.uniform(0.1, 1.5)
+    times = np.arange(n) / SAMPLE_RATE
+    swell = 10 ** (rng.uniform(0, 0.3) * np.sin(2 * np.pi * (rng.uniform(0.1, 3) * times + rng.random())))
+    return np.fft.irfft(spectrum, n) * swell
+
+
+def _hum(n: int, rng: Rng) -> np.ndarray:
+    """Mains or machines: a low tone with harmonics, and a little noise."""
+    times = np.arange(n) / SAMPLE_RATE
+    low = rng.uniform(40, 130)
+    tones = [
+        rng.random() / k * np.sin(2 * np.pi * (k * low * times + rng.random()))
+        for k in range(1, int(rng.integers(3, 25)))
+    ]
+    return np.sum(tones, axis=0) + rng.uniform(0, 0.05) * rng.standard_normal(n)
+
+
+def _clicks(n: int, rng: Rng) -> np.ndarray:
+    """Knocks and keys, each of 0.1 to 20 ms."""
+    sound = np.zeros(n)
+    for _ in range(int(rng.uniform(1, 8) * n / SAMPLE_RATE)):
+        length = int(rng.uniform(1, 320))
+        begin = int(rng.integers(0, n - 4 * length))
+        times = np.arange(4 * length)
+        ring = np.cos(times * rng.uniform(0.1, 3)) if rng.random() < 0.5 else rng.standard_normal(4 * length)
+        sound[begin : begin + 4 * length] += rng.uniform(0.2, 1) * np.exp(-times / length) * ring
+    return sound
+
+
+def _music(n: int, rng: Rng) -> np.ndarray:
+    """Melodies and chords of plucked and held tones with 1 to 12 harmonics."""
+    sound = np.zeros(n)
+    pulse, brightness = rng.uniform(0.12, 0.8), rng.uniform(0.4, 2)
+    for number in range(int(n / SAMPLE_RATE / pulse)):
+        begin = int(number * pulse * SAMPLE_RATE)
+        for _ in range(int(rng.integers(1, 5))):
+            times = np.arange(min(int(rng.uniform(1, 4) * pulse * SAMPLE_RATE), n - begin)) / SAMPLE_RATE
+            pitch = 110 * 2 ** (rng.integers(0, 40) / 12)
+            harmonics = np.arange(1, int(rng.integers(2, 13)))
+            tones = np.sin(2 * np.pi * pitch * harmonics[:, None] * times) / harmonics[:, None] ** brightness
+            shape = np.exp(-times * rng.uniform(0.5, 6)) * np.minimum(times / 0.01, 1)
+            sound[begin : begin + len(times)] += tones.sum(0) * shape
+    return sound
+
+
+STILL_KINDS: dict[str, Callable[[int, Rng], np.ndarray]] = {
+    "white noise": _white,
+    "coloured noise": _coloured,
+    "hum": _hum,
+    "clicks": _clicks,
+    "music": _music,
+}
+"""Sounds in which a mouth rests: their name, and (samples, generator of chance) → (samples,)."""
+STILL_LENGTH = 8  # s of each sound
+
+
+def still_samples(seconds: int, encode: Encode, rng: Rng) -> Iterator[Sample]:
+    """About `seconds` of sound that isn't speech, kinds by turns, and a mouth that rests."""
+    kinds = list(STILL_KINDS.values())
+    for i in range(max(seconds // STILL_LENGTH, len(kinds))):
+        sound = kinds[i % len(kinds)](STILL_LENGTH * SAMPLE_RATE, rng)
+        level = 10 ** (rng.uniform(-50, -6) / 20)
+        sound = (sound * level / np.abs(sound).max()).astype(np.float32)
+        steps = len(sound) // STEP_SAMPLES
+        truth, weight = np.zeros((steps, len(RIG_PARAMETERS)), np.float32), np.ones(steps, np.float32)
+        yield _sample(sound, truth, weight, encode)
+
+
+MEASURED = (
+    "opening",
+    "outer_width",
+    "inner_width",
+    "outer_height",
+    "upper_lip",
+    "lower_lip",
+    "chin",
+    "lower_lip_thickness",
+    "protrusion",
+)
+"""Distances that followers learn, of `evaluate.TRACK_NAMES`: the two they are for, and what moves along."""
 _MEASURED_COLUMNS = [TRACK_NAMES.index(name) for name in MEASURED]
-TRACK_RATE = 25  # frames/s
+TRACK_RATE = 25  # frames/s of the tracks that are learned from
 SLOT = 3 * SAMPLE_RATE  # samples of one sentence
-NATURAL_OPENING = 0.17  # eye distances, 95th percentile that every real speaker is brought to
-NATURAL_WIDTH = 0.032  # eye distances, deviation of the outer width that every real speaker is brought to
 STILL = 0.002  # eye distances; a movement no larger is noise
+SEVERAL_SPEAKERS = "x"  # name under which every sentence is another's
 
 
 @dataclass(frozen=True)
-class TrackedSpeaker:
+class Clip:
     """Real speech with distances measured on the speaker's face.
 
     Attributes:
-        name: of the speaker; "x" marks sentences of several.
-        waveforms: (640 × frames,) float32 at 16 kHz, one per sentence.
-        tracks: (frames, 10) float32 each, 25 frames/s, frame i at (i + 0.5) / 25 s, in eye distances: inner
-            opening, inner width, outer height, outer width, nose base to upper lip, to lower lip, to chin,
-            thickness of the upper and the lower lip, protrusion. NaN where no face was found.
+        group: whose clips they are, "grid" say: the unit of terms of use.
+        speaker, language: as the folder names them, "x" where each sentence is another speaker's.
+        waveform: (n,) float32 at 16 kHz.
+        track: (frames, 10) float32 in eye distances, columns `evaluate.TRACK_NAMES`, NaN where no face was
+            found; frame i at (i + 0.5) / fps.
+        fps: frames per second.
     """
 
-    name: str
-    waveforms: list[np.ndarray]
-    tracks: list[np.ndarray]
+    group: str
+    speaker: str
+    language: str
+    waveform: np.ndarray
+    track: np.ndarray
+    fps: float
 
 
-def measure_speakers(folder: Path) -> list[TrackedSpeaker]:
-    """Speakers of a folder of videos ``SPEAKER/*.mpg`` or ``.mp4``, as GRID comes, measured now.
+def read_clips(folder: Path) -> list[Clip]:
+    """Every clip of a folder, in one of three forms.
 
-    Raises:
-        InputError: the folder holds no such video, or one can't be read.
-        NoFaceError: a video shows no face.
-    """
-    speakers = []
-    for path in sorted(child for child in folder.iterdir() if child.is_dir()):
-        videos = sorted(file for file in path.iterdir() if file.suffix.lower() in (".mpg", ".mp4"))
-        waveforms, tracks = [], []
-        for video in videos:
-            measured = measure_video(video)
-            n_frames = int(len(measured.tracks) * TRACK_RATE / measured.fps)
-            columns = [
-                resampled_track(column, measured.fps, TRACK_RATE, n_frames) for column in measured.tracks.T
-            ]
-            tracks.append(np.stack(columns, 1).astype(np.float32))
-            waveform = np.zeros(n_frames * SAMPLE_RATE // TRACK_RATE, np.float32)
-            heard = np.concatenate(list(read_waveform(video)))[: len(waveform)]
-            waveform[: len(heard)] = heard
-            waveforms.append(waveform)
-        if videos:
-            speakers.append(TrackedSpeaker(path.name, waveforms, tracks))
-    if not speakers:
-        raise InputError(
-            f"{folder} holds neither tracks.npz nor SPEAKER/*.mpg", "name a folder of tracks or of videos"
-        )
-    return speakers
-
-
-def read_tracks(folder: Path) -> list[TrackedSpeaker]:
-    """Speakers of a folder that holds ``tracks.npz`` (names, speaker, slot, tracks) and ``SPEAKER.flac``.
+    ``tracks.npz`` (name, group, speaker, language, start and samples in ``GROUP.flac``, fps, first and frames
+    in tracks); ``tracks.npz`` (names, speaker, slot, tracks) with a ``SPEAKER.flac`` of 3-s slots each; or
+    videos ``SPEAKER/*.mpg``, as GRID comes, measured now.
 
     Raises:
         InputError: a file is missing or isn't what it should be.
+        NoFaceError: a video shows no face.
     """
     import soundfile
 
     path = folder / "tracks.npz"
+    if not path.exists():
+        return list(_measured_clips(folder))
     try:
         with np.load(path) as stored:
-            speaker, slot, tracks = stored["speaker"], stored["slot"], stored["tracks"].astype(np.float32)
-        speakers = []
-        for name in sorted(set(speaker.tolist())):
-            path = folder / f"{name}.flac"
-            waveform, rate = soundfile.read(path, dtype="float32")
-            if rate != SAMPLE_RATE:
-                raise InputError(f"{path} has {rate} samples/s", f"resample it to {SAMPLE_RATE}")
-            rows = np.flatnonzero(speaker == name)
-            cuts = [waveform[slot[row] * SLOT : (slot[row] + 1) * SLOT] for row in rows]
-            speakers.append(TrackedSpeaker(name, cuts, [tracks[row] for row in rows]))
+            tables = {name: stored[name] for name in stored.files}
+        return list((_clips_of_groups if "group" in tables else _clips_of_slots)(folder, tables))
     except (OSError, KeyError, ValueError, soundfile.SoundFileError) as e:
         raise InputError(
-            f"{path} can't be read as tracks of real speech", "see --help for the folder's form"
+            f"{folder} can't be read as tracks of real speech", "see --help for the folder's form"
         ) from e
+
+
+def _read_flac(path: Path) -> np.ndarray:
+    import soundfile
+
+    waveform, rate = soundfile.read(path, dtype="float32")
+    if rate != SAMPLE_RATE:
+        raise InputError(f"{path} has {rate} samples/s", f"resample it to {SAMPLE_RATE}")
+    return waveform
+
+
+def _clips_of_groups(folder: Path, tables: dict[str, np.ndarray]) -> Iterator[Clip]:
+    sound = {group: _read_flac(folder / f"{group}.flac") for group in sorted(set(tables["group"].tolist()))}
+    for i, group in enumerate(tables["group"].tolist()):
+        start, first = int(tables["start"][i]), int(tables["first"][i])
+        yield Clip(
+            group,
+            str(tables["speaker"][i]),
+            str(tables["language"][i]),
+            sound[group][start : start + int(tables["samples"][i])],
+            tables["tracks"][first : first + int(tables["frames"][i])].astype(np.float32),
+            float(tables["fps"][i]),
+        )
+
+
+def _clips_of_slots(folder: Path, tables: dict[str, np.ndarray]) -> Iterator[Clip]:
+    speakers = tables["speaker"].tolist()
+    sound = {speaker: _read_flac(folder / f"{speaker}.flac") for speaker in sorted(set(speakers))}
+    for speaker, slot, track in zip(speakers, tables["slot"].tolist(), tables["tracks"], strict=True):
+        waveform = sound[speaker][slot * SLOT : (slot + 1) * SLOT]
+        yield Clip(folder.name, speaker, "en", waveform, track.astype(np.float32), TRACK_RATE)
+
+
+def _measured_clips(folder: Path) -> Iterator[Clip]:
+    videos = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in (".mpg", ".mp4"))
+    if not videos:
+        raise InputError(
+            f"{folder} holds neither tracks.npz nor SPEAKER/*.mpg", "name a folder of tracks or of videos"
+        )
+    for video in videos:
+        measured = measure_video(video)
+        waveform = np.concatenate(list(read_waveform(video)))
+        yield Clip(folder.name, video.parent.name, "en", waveform, measured.tracks, measured.fps)
+
+
+def learnable(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
+    """Clips by speaker; of `SEVERAL_SPEAKERS` each is one of its own."""
+    speakers: dict[str, list[Clip]] = {}
+    for i, clip in enumerate(clips):
+        alone = f"_{i}" if clip.speaker == SEVERAL_SPEAKERS else ""
+        speakers.setdefault(f"{clip.group}_{clip.speaker}{alone}", []).append(clip)
     return speakers
 
 
-def rest_distances(speaker: TrackedSpeaker) -> np.ndarray:
-    """(10,) the speaker's distances in silence; the opening's is that of a mouth at rest, nearly closed."""
-    silent = []
-    for waveform, track in zip(speaker.waveforms, speaker.tracks, strict=True):
-        powers = step_powers(waveform, len(waveform) // STEP_SAMPLES)
-        heard = loudness(powers, SpeechLevel().update(powers))
-        silent.append(track[heard[1::2][: len(track)] < SILENT])
-    rest = np.nanmedian(np.concatenate(silent), axis=0)
-    rest[0] = min(rest[0], 0.01)
-    return rest
+def track_at_steps(track: np.ndarray, fps: float, n_steps: int) -> np.ndarray:
+    """A track (frames, ...) at the network's steps, linear between frame middles, NaN beyond them."""
+    times = np.arange(n_steps) / STEPS_PER_SECOND
+    at = times * fps - 0.5
+    before = np.clip(np.floor(at).astype(int), 0, len(track) - 1)
+    after = np.minimum(before + 1, len(track) - 1)
+    share = (at - before).reshape(-1, *[1] * (track.ndim - 1))
+    values = track[before] * (1 - share) + track[after] * share
+    values[(at < 0) | (at > len(track) - 1)] = np.nan
+    return values.astype(np.float32)
 
 
-def real_samples(speaker: TrackedSpeaker, encode: Encode, rng: Rng) -> Iterator[Sample]:
-    """The speaker's sentences, each clean and in one other recording condition.
+def real_samples(clips: Sequence[Clip], encode: Encode) -> Iterator[Sample]:
+    """One speaker's clips, each distance brought to the speaker's mean 0 and deviation 1.
 
-    Distances are scaled so that the opening's 95th percentile is `NATURAL_OPENING` and the width's deviation
-    `NATURAL_WIDTH`: how far one man moves his lips is his habit. The truth stands at every second step, where
-    the frames' middles lie.
+    How far one man moves his lips is his habit: how he moves them is what others share.
     """
-    rest = rest_distances(speaker)
-    moved = [(track - rest)[:, _MEASURED_COLUMNS] for track in speaker.tracks]
-    opening, width = np.concatenate(moved)[:, :2].T
-    widest = max(np.nanpercentile(opening, 95), STILL)
-    scale = np.full(len(MEASURED), NATURAL_OPENING / widest, np.float32)
-    scale[MEASURED.index("outer_width")] = NATURAL_WIDTH / max(np.nanstd(width), STILL)
-    for waveform, track in zip(speaker.waveforms, moved, strict=True):
-        steps = len(waveform) // STEP_SAMPLES
-        truth = np.zeros((steps, len(MEASURED)), np.float32)
-        weight = np.zeros(steps, np.float32)
-        truth[1::2] = np.nan_to_num(track * scale)
-        weight[1::2] = np.isfinite(track).all(1)
-        yield _sample(waveform, truth, weight, encode)
-        yield _sample(degraded(waveform, rng), truth, weight, encode)
+    moved = [clip.track[:, _MEASURED_COLUMNS] for clip in clips]
+    joined = np.concatenate(moved)
+    mean, deviation = np.nanmean(joined, 0), np.maximum(np.nanstd(joined, 0), STILL)
+    for clip, track in zip(clips, moved, strict=True):
+        steps = len(clip.waveform) // STEP_SAMPLES
+        truth = track_at_steps((track - mean) / deviation, clip.fps, steps)
+        weight = np.isfinite(truth).all(1).astype(np.float32)
+        yield _sample(clip.waveform, np.nan_to_num(truth), weight, encode)

@@ -32,12 +32,15 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def agreement(measured: np.ndarray, truth: np.ndarray, rate: float) -> Agreement:
-    """How `measured` (n,) follows `truth` (n,), both at `rate` per second."""
+def agreement(
+    measured: np.ndarray, truth: np.ndarray, rate: float, longest_lag: float = LONGEST_LAG
+) -> Agreement:
+    """How `measured` (n,) follows `truth` (n,), both at `rate` per second, within lags of `longest_lag` s."""
     length = min(len(measured), len(truth))
     measured, truth = measured[:length], truth[:length]
     scores = {}
-    for lag in range(-int(LONGEST_LAG * rate), int(LONGEST_LAG * rate) + 1):
+    reach = round(longest_lag * rate)
+    for lag in range(-reach, reach + 1):
         shifted = measured[max(lag, 0) : length + min(lag, 0)]
         scores[lag] = pearson(shifted, truth[max(-lag, 0) : length - max(lag, 0)])
     best = max(scores, key=lambda lag: (np.nan_to_num(scores[lag], nan=-2.0), -abs(lag)))

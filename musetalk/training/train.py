@@ -1,12 +1,11 @@
-"""Train the mouth network: `python -m musetalk.training.train [--tracks FOLDER] [--output models/lite]`.
+"""Train the mouth network: `python -m musetalk.training.train --tracks FOLDER … --strangers FOLDER`.
 
 Speech is synthesized by every engine the machine has, encoded once, and kept under --work_dir, as are the
-members' checkpoints: an interrupted run goes on where it stopped. --tracks names a folder of real speech with
-measured mouths (``tracks.npz`` and ``SPEAKER.flac``, or GRID's videos as ``SPEAKER/*.mpg``); the speakers of
-`HELD_OUT_SPEAKERS` are only judged on, never learned from. Without the folder the network learns from
-synthetic speech alone: it then follows the phones but not how far and how fast people move, which costs
-about a sixth of the opening's correlation with real mouths. The same machine, engines and seed give the same
-file, if nothing interrupts the speaking: espeak-ng's noise goes on from one sentence to the next.
+members' checkpoints: an interrupted run goes on where it stopped. --tracks names folders of real speech with
+measured mouths (see `corpus.read_clips` for their forms); without one the network learns from synthetic
+speech alone: it then follows the phones but not how far and how fast people move. --strangers names a folder
+of clips that nothing is learned from, to judge the network by. The same machine, engines and seed give the
+same file, if nothing interrupts the speaking: espeak-ng's noise goes on from one sentence to the next.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ import logging
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,42 +29,30 @@ from musetalk.errors import InputError, MuseTalkError
 from musetalk.files import replace_file
 from musetalk.training import corpus, report, voices
 from musetalk.training.convert_encoder import ENCODER_PATH
+from musetalk.training.judge import Judge
 from musetalk.training.plots import draw_panels
 from musetalk.whisper import STEPS_PER_SECOND
 
 if TYPE_CHECKING:
     import torch
 
-    from musetalk.training.mouth_model import Member
+    from musetalk.training.mouth_model import Follower, Labeller, Member, Projection
+
+    Kind = TypeVar("Kind", bound=Member)
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT_SPEAKERS = ("s26", "s31", "x")
-STEPS = 800
+LABELLERS, LABELLER_STEPS = 3, 600
+FOLLOWERS, FOLLOWER_STEPS = 8, 400  # longer, and they follow those they learn from, and strangers less
 BATCH = 32
 WINDOW = 100  # steps of 20 ms
 EDGE = 6  # steps that the network looks to each side
-PEAK_RATE = 2e-3  # of AdamW, one cycle
+PEAK_RATE = 3e-3  # of AdamW, one cycle
 CHECKPOINT_STEPS = 100
 THREADS = 1  # more of them gain little on so small a network, and lose much on a busy machine
-CLEAN_SENTENCES = 60  # of a real speaker that are scored
-
-
-class MemberPlan(NamedTuple):
-    """One member of the mean: the share of each batch and of the loss that is real speech."""
-
-    name: str
-    real_share: float
-
-
-SYNTHETIC_MEMBER = MemberPlan("synthetic", 0.0)  # alone, where there is no real speech to learn from
-MEMBERS = (
-    MemberPlan("both_a", 0.5),
-    MemberPlan("both_b", 0.5),
-    MemberPlan("both_c", 0.6),
-    MemberPlan("real_a", 0.85),
-    MemberPlan("real_b", 0.85),
-)
+OPENING_ALONE = 0.06  # eye distances for each deviation, where followers alone open the mouth
+STILL_SECONDS = 400  # of sound that isn't speech
+JUDGING_ONLY = ("wild", "news_ar")  # groups of clips whose terms allow judging a network, not training it
 
 
 class Recording(NamedTuple):
@@ -127,18 +114,31 @@ def synthetic_recordings(
         yield save_recording(path, Recording(voice.name, voice.language, samples))
 
 
-def real_recordings(folder: Path, encode: corpus.Encode, work_dir: Path, seed: int) -> Iterator[Recording]:
-    """The speakers of a folder of tracks, encoded now or read from an earlier run."""
-    measured = (folder / "tracks.npz").exists()
-    for speaker in corpus.read_tracks(folder) if measured else corpus.measure_speakers(folder):
-        path = work_dir / f"seed{seed}_tracks_{speaker.name}.npz"
+def real_recordings(
+    clips: Sequence[corpus.Clip], encode: corpus.Encode, work_dir: Path, seed: int
+) -> Iterator[Recording]:
+    """The speakers of clips that may be learned from, encoded now or read from an earlier run."""
+    allowed = [clip for clip in clips if clip.group not in JUDGING_ONLY]
+    for name, spoken in corpus.learnable(allowed).items():
+        path = work_dir / f"seed{seed}_tracks_{name}.npz"
         if path.exists():
             yield load_recording(path)
             continue
-        rng = np.random.default_rng([seed, zlib.crc32(speaker.name.encode())])
-        samples = list(corpus.real_samples(speaker, encode, rng))
-        logger.info("%s: %d sentences of real speech", speaker.name, len(speaker.waveforms))
-        yield save_recording(path, Recording(speaker.name, "en", samples))
+        samples = list(corpus.real_samples(spoken, encode))
+        logger.info("%s: %d clips of real speech", name, len(spoken))
+        yield save_recording(path, Recording(name, spoken[0].language, samples))
+
+
+def projected(recordings: Sequence[Recording], projection: Projection) -> list[Recording]:
+    """The recordings with components in place of their hidden states."""
+    return [
+        recording._replace(
+            samples=[
+                sample._replace(states=projection.components(sample.states)) for sample in recording.samples
+            ]
+        )
+        for recording in recordings
+    ]
 
 
 class Batches:
@@ -185,58 +185,80 @@ def parameter_spread(recordings: Sequence[Recording]) -> torch.Tensor:
     return torch.from_numpy(truth.std(0) + 0.03)
 
 
-def train_member(
-    plan: MemberPlan,
-    synthetic: Sequence[Recording],
-    real: Sequence[Recording],
+def train_labeller(recordings: Sequence[Recording], seed: int, steps: int, path: Path) -> Labeller:
+    """A labeller trained on projected synthetic speech; `path` holds its last checkpoint, gone on from."""
+    import torch
+
+    from musetalk.training.mouth_model import Labeller, synthetic_loss
+
+    torch.manual_seed(seed)
+    spread = parameter_spread(recordings)
+
+    def loss(member: torch.nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        components, loudness, truth, weight = batch
+        return synthetic_loss(member(components, loudness), truth, weight, spread)
+
+    return _trained(Labeller(), recordings, loss, seed, steps, path)
+
+
+def train_follower(recordings: Sequence[Recording], seed: int, steps: int, path: Path) -> Follower:
+    """A follower trained on projected speech of filmed speakers, checkpoints as `train_labeller`'s."""
+    import torch
+
+    from musetalk.training.mouth_model import Follower, following_loss
+
+    torch.manual_seed(seed)
+
+    def loss(member: torch.nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        components, loudness, truth, weight = batch
+        return following_loss(member(components, loudness), truth, weight)
+
+    follower = _trained(Follower(len(corpus.MEASURED)), recordings, loss, seed, steps, path)
+    _standardize(follower, recordings)
+    return follower
+
+
+def _standardize(follower: Follower, recordings: Sequence[Recording]) -> None:
+    """Brings what it says of the filmed speech to mean 0 and deviation 1: the loss hardly asks how far."""
+    import torch
+
+    said = []
+    with torch.no_grad():
+        for sample in (sample for recording in recordings for sample in recording.samples):
+            components, loudness = (torch.from_numpy(x)[None] for x in (sample.states, sample.loudness))
+            said.append(follower(components, loudness)[0][torch.from_numpy(sample.weight) > 0])
+        deviation, mean = torch.std_mean(torch.cat(said), 0)
+        last = follower.convolution(-1)
+        last.weight.div_(deviation[:, None, None])
+        if last.bias is not None:
+            last.bias.sub_(mean).div_(deviation)
+
+
+def _trained(
+    member: Kind,
+    recordings: Sequence[Recording],
+    loss_of: Callable[[torch.nn.Module, Sequence[torch.Tensor]], torch.Tensor],
     seed: int,
     steps: int,
     path: Path,
-) -> Member:
-    """A trained member; `path` holds its last checkpoint and is gone on from where it exists."""
+) -> Kind:
     import torch
 
-    from musetalk.training.mouth_model import Member
-
-    torch.manual_seed(seed)
-    member = Member()
     optimizer = torch.optim.AdamW(member.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, steps)
     rng = np.random.default_rng(seed)
-    spoken, filmed = Batches(synthetic, rng), Batches(real, rng)
-    spread = parameter_spread(synthetic)
+    batches = Batches(recordings, rng)
     parts = {"member": member, "optimizer": optimizer, "schedule": schedule}
-    first = _resume(path, parts, rng)
-    for step in range(first, steps):
-        loss = _batch_loss(member, plan.real_share, spoken, filmed, spread)
+    for step in range(_resume(path, parts, rng), steps):
+        loss = loss_of(member, batches.draw(BATCH))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
             _checkpoint(path, parts, rng, step + 1)
-            logger.info("%s: step %d of %d, loss %.3f", plan.name, step + 1, steps, loss.item())
+            logger.info("%s: step %d of %d, loss %.3f", path.stem, step + 1, steps, loss.item())
     return member.eval()
-
-
-def _batch_loss(
-    member: Member, real_share: float, spoken: Batches, filmed: Batches, spread: torch.Tensor
-) -> torch.Tensor:
-    """The loss of one drawn batch, of which `real_share` is real speech."""
-    import torch
-
-    from musetalk.training.mouth_model import real_loss, synthetic_loss
-
-    n_real = round(BATCH * real_share)
-    losses = []
-    if n_real < BATCH:
-        states, loudness, truth, weight = spoken.draw(BATCH - n_real)
-        loss = synthetic_loss(member(states, loudness), truth, weight, spread)
-        losses.append((1 - real_share) * loss)
-    if n_real:
-        states, loudness, truth, weight = filmed.draw(n_real)
-        losses.append(real_share * real_loss(member(states, loudness), truth, weight))
-    return torch.stack(losses).sum()
 
 
 def _checkpoint(path: Path, parts: dict, rng: np.random.Generator, step: int) -> None:
@@ -270,129 +292,141 @@ def encoder() -> corpus.Encode:
 
 
 class Corpus(NamedTuple):
-    """What there is to learn from and to be judged on."""
+    """What there is to learn from, and labelled sound to be judged on; `still` is sound that isn't speech."""
 
     synthetic: list[Recording]
     real: list[Recording]
+    still: Recording
     held_out_clean: list[Recording]
     held_out_degraded: list[Recording]
-    held_out_real: list[Recording]
+    held_out_still: Recording
 
 
-def build_corpus(tracks: Path | None, work_dir: Path, seed: int) -> Corpus:
+def build_corpus(tracks: Sequence[Path], work_dir: Path, seed: int) -> Corpus:
     """Speak, degrade and encode everything; what an earlier run kept in `work_dir` is read."""
     encode = encoder()
     synthetic = list(synthetic_recordings(voices.training_voices(), encode, work_dir, seed))
     unheard = voices.held_out_voices()
     clean = list(synthetic_recordings(unheard, encode, work_dir, seed, corpus.as_it_is))
     degraded = list(synthetic_recordings(unheard, encode, work_dir, seed))
-    real = list(real_recordings(tracks, encode, work_dir, seed)) if tracks else []
+    clips = [clip for folder in tracks for clip in corpus.read_clips(folder)]
     return Corpus(
         synthetic,
-        [recording for recording in real if recording.name not in HELD_OUT_SPEAKERS],
+        list(real_recordings(clips, encode, work_dir, seed)),
+        still_recording(STILL_SECONDS, encode, seed),
         clean,
         degraded,
-        [recording for recording in real if recording.name in HELD_OUT_SPEAKERS],
+        still_recording(STILL_SECONDS // 4, encode, seed + 1000),
     )
 
 
-class Ablation(NamedTuple):
-    """One ingredient less or alone: which recordings, the share of real speech, whether loudness is heard."""
-
-    name: str
-    voices: str  # prefix of the synthetic voices' names
-    languages: tuple[str, ...]
-    real_share: float
-    loudness: bool = True
+def still_recording(seconds: int, encode: corpus.Encode, seed: int) -> Recording:
+    """Noise, hum, clicks and music, in which a mouth rests."""
+    rng = np.random.default_rng([seed, zlib.crc32(b"still")])
+    return Recording("still", "", list(corpus.still_samples(seconds, encode, rng)))
 
 
-ABLATIONS = (
-    Ablation("flite alone", "flite", ("en",), 0.0),
-    Ablation("every synthesizer, English alone", "", ("en",), 0.0),
-    Ablation("every synthesizer", "", ("en", "cmn"), 0.0),
-    Ablation("real speech alone", "", ("en", "cmn"), 1.0),
-    Ablation("both, real speech 6 of 10", "", ("en", "cmn"), 0.6),
-    Ablation("the same, deaf to loudness", "", ("en", "cmn"), 0.6, loudness=False),
-)
-ABLATION_STEPS = 250
+def fitted_projection(found: Corpus, path: Path) -> Projection:
+    """The components of all voices that are learned from, fitted now or read from an earlier run's `path`."""
+    from musetalk.training.mouth_model import Projection, fit_projection
+
+    if not path.exists():
+        heard = [[sample.states for sample in r.samples] for r in (*found.synthetic, *found.real)]
+        fitted = fit_projection(heard)
+        partial = path.with_suffix(".part")
+        with partial.open("wb") as file:
+            np.savez(file, mean=fitted.mean, directions=fitted.directions)
+        replace_file(partial, path)
+    with np.load(path) as stored:
+        return Projection(stored["mean"], stored["directions"])
 
 
-def _deafened(recordings: Sequence[Recording]) -> list[Recording]:
-    """The recordings with no word of how loud they are."""
-    return [
-        recording._replace(
-            samples=[sample._replace(loudness=np.zeros_like(sample.loudness)) for sample in recording.samples]
-        )
-        for recording in recordings
+class Trained(NamedTuple):
+    """All parts of a network."""
+
+    projection: Projection
+    labellers: list[Labeller]
+    followers: list[Follower]
+
+
+def train_members(found: Corpus, work_dir: Path, seed: int) -> Trained:
+    """The components and every member; seeds count up from `seed` × 100."""
+    projection = fitted_projection(found, work_dir / f"seed{seed}_components.npz")
+    labelled = projected([*found.synthetic, found.still], projection)
+    filmed = projected(found.real, projection)
+    labellers = [
+        train_labeller(labelled, seed * 100 + i, LABELLER_STEPS, work_dir / f"seed{seed}_labeller_{i}.pt")
+        for i in range(LABELLERS)
     ]
+    followers = [
+        train_follower(filmed, seed * 100 + i, FOLLOWER_STEPS, work_dir / f"seed{seed}_follower_{i}.pt")
+        for i in range(FOLLOWERS if filmed else 0)
+    ]
+    return Trained(projection, labellers, followers)
 
 
-def predictor(members: Sequence[Member]) -> report.Predict:
-    """The mean of the members as a function of a sample."""
-    import torch
+def predictor(network: bytes) -> report.Predict:
+    """A mouth network's ONNX file as a function of a sample."""
+    import onnxruntime
 
-    from musetalk.training.mouth_model import decided
+    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
 
     def predict(sample: corpus.Sample) -> np.ndarray:
-        states = torch.from_numpy(sample.states[None]).float()
-        loudness = torch.from_numpy(sample.loudness[None]).float()
-        with torch.no_grad():
-            mean = torch.stack([member(states, loudness)[0] for member in members]).mean(0)
-        return np.clip(decided(mean).numpy(), LOW, HIGH)
+        states = sample.states.transpose(1, 0, 2).astype(np.float32)
+        (values,) = session.run(None, {"hidden_states": states, "loudness": sample.loudness})
+        return np.clip(values, LOW, HIGH)
 
     return predict
 
 
-def score(predict: report.Predict, found: Corpus) -> report.Scores:
-    """Judge a network on the held-out parts of the corpus."""
-    synthetic = {}
+def score(network: bytes, found: Corpus) -> dict[str, report.SyntheticScores]:
+    """Judge a network's ONNX file on the labelled speech that nothing was learned from."""
+    predict = predictor(network)
+    result = {}
     for kind, recordings in (("", found.held_out_clean), (", degraded", found.held_out_degraded)):
         for language, name in (("en", "English"), ("cmn", "Mandarin")):
             samples = [s for r in recordings if r.language == language for s in r.samples]
             if samples:
-                synthetic[name + kind] = report.synthetic_scores(samples, predict)
-    real = {}
-    for recording in (*found.held_out_real, *found.real):
-        clean = recording.samples[::2][:CLEAN_SENTENCES]
-        held_out = recording.name in HELD_OUT_SPEAKERS
-        name = f"{recording.name}, held out" if held_out else f"{recording.name}, learned from"
-        real[name] = report.real_scores(clean, predict, recording.name == "x")
-    return report.Scores(synthetic, real)
+                result[name + kind] = report.synthetic_scores(samples, predict)
+    return result
 
 
-def run_ablations(found: Corpus, work_dir: Path, seed: int) -> dict[str, report.Scores]:
-    """Train and score a member for each of `ABLATIONS` that the corpus allows."""
-    rows = {}
-    for ablation in ABLATIONS:
-        if ablation.real_share and not found.real:
-            continue
-        chosen = [
-            recording
-            for recording in found.synthetic
-            if recording.name.startswith(ablation.voices) and recording.language in ablation.languages
-        ]
-        if not chosen:
-            continue
-        judged = found
-        if not ablation.loudness:
-            judged = Corpus(*(_deafened(part) for part in found))
-            chosen = _deafened(chosen)
-        path = work_dir / f"seed{seed}_ablation_{ablation.name.replace(' ', '_')}.pt"
-        plan = MemberPlan(ablation.name, ablation.real_share)
-        member = train_member(plan, chosen, judged.real, seed, ABLATION_STEPS, path)
-        rows[ablation.name] = score(predictor([member]), judged)
-    return rows
+def variants(trained: Trained) -> dict[str, bytes]:
+    """Networks with one ingredient less, made of the same members."""
+    from musetalk.training.mouth_model import Mix, export
+
+    whole = trained.projection, trained.labellers
+    networks = {"labellers alone": export(*whole, [])}
+    if trained.followers:
+        networks |= {
+            "one follower": export(*whole, trained.followers[:1]),
+            "followers' opening alone": export(*trained, Mix(OPENING_ALONE, 0.0)),
+            "labellers' width alone": export(*trained, Mix(width_followed=0.0)),
+            "followers' width alone": export(*trained, Mix(width_labelled=0.0)),
+            "mouth not earlier": export(*trained, advance=0),
+        }
+    return {**networks, "what ships": export(*trained)}
 
 
-def train(tracks: Path | None, output: Path, work_dir: Path, seed: int, steps: int, ablations: bool) -> None:
+def train(
+    tracks: Sequence[Path],
+    strangers: Path | None,
+    beside: Path | None,
+    output: Path,
+    work_dir: Path,
+    seed: int,
+) -> None:
     """Train all members and write the network and its report into `output`.
 
+    Args:
+        tracks: folders of clips to learn from.
+        strangers: a folder of clips to judge by.
+        beside: another network's ONNX file to judge, the one before say.
+
     Raises:
-        InputError: the machine has no synthesizer, or `tracks` can't be read.
+        InputError: the machine has no synthesizer, or a folder can't be read.
     """
     import torch
-
-    from musetalk.training.mouth_model import export
 
     begun = time.monotonic()
     torch.set_num_threads(THREADS)
@@ -402,32 +436,30 @@ def train(tracks: Path | None, output: Path, work_dir: Path, seed: int, steps: i
     if not found.synthetic:
         raise InputError("no speech synthesizer was found", "install flite, festival or espeak-ng")
     if not found.real:
-        logger.warning(
-            "no --tracks: learning from synthetic speech alone, which costs about a sixth of the opening's "
-            "correlation with real mouths"
-        )
-    members = []
-    for i, plan in enumerate(MEMBERS if found.real else [SYNTHETIC_MEMBER], 1):
-        path = work_dir / f"seed{seed}_{plan.name}_{steps}.pt"
-        members.append(train_member(plan, found.synthetic, found.real, seed * 100 + i, steps, path))
+        logger.warning("no --tracks: learning from synthetic speech alone follows real mouths less well")
+    trained = train_members(found, work_dir, seed)
+    networks = variants(trained)
     output.mkdir(parents=True, exist_ok=True)
-    (output / NETWORK_FILE).write_bytes(export(members))
-    predict = predictor(members)
-    reached = score(predict, found)
-    rows = {**run_ablations(found, work_dir, seed), "what ships": reached} if ablations else {}
-    _write_report(output, found, predict, reached, rows, f"seed {seed}, {steps} steps a member")
+    (output / NETWORK_FILE).write_bytes(networks["what ships"])
+    if beside:
+        networks = {"the network before": beside.read_bytes(), **networks}
+    _write_report(output, found, networks, strangers, f"seed {seed}")
     logger.info("done in %.0f min", (time.monotonic() - begun) / 60)
 
 
 def _write_report(
-    output: Path,
-    found: Corpus,
-    predict: report.Predict,
-    reached: report.Scores,
-    ablations: dict[str, report.Scores],
-    how: str,
+    output: Path, found: Corpus, networks: dict[str, bytes], strangers: Path | None, how: str
 ) -> None:
-    shown = [*found.held_out_clean[:1], *found.held_out_clean[-1:], *found.held_out_real[:2]]
+    learned = [recording.name for recording in found.real]
+    clips = [
+        clip
+        for clip in (corpus.read_clips(strangers) if strangers else [])
+        if not any(name.startswith(f"{clip.group}_") for name in learned)
+    ]
+    judged = Judge(clips)
+    rows = {name: judged(network) for name, network in networks.items()} if clips else {}
+    predict = predictor(networks["what ships"])
+    shown = [*found.held_out_clean[:1], *found.held_out_clean[-1:]]
     panels = [
         panel
         for recording in shown
@@ -439,7 +471,9 @@ def _write_report(
         / STEPS_PER_SECOND
         for recording in found.synthetic
     }
-    text = report.page(how, seconds, [recording.name for recording in found.real], reached, ablations)
+    labelled = {name: score(network, found) for name, network in networks.items()}
+    stillness = report.largest_openings(found.held_out_still.samples, corpus.STILL_KINDS, predict)
+    text = report.page(how, seconds, learned, labelled, stillness, rows)
     (output / "REPORT.md").write_text(text, encoding="utf-8")
 
 
@@ -447,18 +481,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="train the lite engine's mouth network")
     parser.add_argument(
-        "--tracks", type=Path, help="folder of real speech: tracks.npz and SPEAKER.flac, or SPEAKER/*.mpg"
+        "--tracks",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of real speech to learn from: tracks.npz with flac files, or SPEAKER/*.mpg",
     )
+    parser.add_argument("--strangers", type=Path, help="folder of clips to judge the network by")
+    parser.add_argument("--beside", type=Path, help="another mouth network to judge, for the report")
     parser.add_argument("--output", type=Path, default=LITE_MODELS)
     parser.add_argument("--work_dir", type=Path, default=REPOSITORY / "output" / "lite_training")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each member")
-    parser.add_argument("--ablations", action="store_true", help="also measure what each ingredient is worth")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         train(
-            options.tracks, options.output, options.work_dir, options.seed, options.steps, options.ablations
+            options.tracks,
+            options.strangers,
+            options.beside,
+            options.output,
+            options.work_dir,
+            options.seed,
         )
     except MuseTalkError as e:
         logger.error("%s. %s", e.message, e.hint)

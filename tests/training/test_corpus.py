@@ -113,32 +113,78 @@ def _write_tracks(folder: Path, track: np.ndarray) -> None:
     soundfile.write(folder / "s1.flac", np.concatenate([_speech()[:48_000], second]), 16_000)
 
 
-def test_real_tracks_are_scaled_to_a_natural_opening_and_width_over_rest(tmp_path):
+def test_real_distances_are_told_in_the_speakers_own_deviations(tmp_path):
     pytest.importorskip("soundfile", reason="needs the full environment (make install-full)")
     track = np.full((75, 10), 0.5)
-    track[:, 0] = np.linspace(0, 0.4, 75)
-    track[38:, 3] += np.resize([0.1, -0.1], 37)
+    track[:, 0] = np.resize([0.1, 0.1, 0.3, 0.3], 75)
     track[3] = np.nan
     _write_tracks(tmp_path, track)
-    (speaker,) = corpus.read_tracks(tmp_path)
-    samples = list(corpus.real_samples(speaker, _no_encoder, np.random.default_rng(0)))
-    assert len(samples) == 4
+    clips = corpus.read_clips(tmp_path)
+    assert [(clip.speaker, clip.fps, len(clip.waveform)) for clip in clips] == [("s1", 25, 48_000)] * 2
+    samples = list(corpus.real_samples(clips, _no_encoder))
+    assert len(samples) == 2
     known = samples[0].weight > 0
-    assert np.flatnonzero(known)[:3].tolist() == [1, 3, 5]  # frame middles: 20 ms, 60 ms, …
-    assert not known[7]
-    assert np.percentile(samples[0].truth[known, 0], 95) == pytest.approx(corpus.NATURAL_OPENING, rel=0.05)
-    width = samples[0].truth[known, 1]
-    np.testing.assert_allclose(width[:37], 0, atol=1e-3)  # at rest
-    assert width.std() == pytest.approx(corpus.NATURAL_WIDTH, rel=0.02)
+    assert not known[0] and not known[6:9].any() and known[9:].all()  # before the first frame, and no face
+    opening = samples[0].truth[known, 0]
+    assert opening.max() == pytest.approx(1, abs=0.05) and opening.min() == pytest.approx(-1, abs=0.05)
+    assert (np.abs(samples[0].truth[known, 1:]) < 1e-3).all()  # what stands still says nothing
 
 
-@pytest.mark.parametrize("content", [None, b"not an archive"])
-def test_a_folder_that_holds_no_tracks_is_refused(tmp_path, content):
+def test_tracks_lie_between_frame_middles():
+    track = np.arange(10, dtype=np.float32)[:, None]
+    found = corpus.track_at_steps(track, 25.0, 22)
+    # frame i at 20 + 40 i ms, step j at 20 j ms
+    np.testing.assert_allclose(found[1:20, 0], (np.arange(1, 20) - 1) / 2, atol=1e-6)
+    assert np.isnan(found[[0, 20, 21]]).all()
+
+
+def _write_groups(folder: Path) -> None:
+    import soundfile
+
+    np.savez(
+        folder / "tracks.npz",
+        group=np.array(["a", "b", "a"]),
+        speaker=np.array(["one", "two", "one"]),
+        language=np.array(["en", "fr", "en"]),
+        start=np.array([0, 0, 1000]),
+        samples=np.array([1000, 640, 600]),
+        fps=np.array([25.0, 30.0, 25.0]),
+        first=np.array([0, 5, 8]),
+        frames=np.array([5, 3, 2]),
+        tracks=np.arange(100, dtype=np.float16).reshape(10, 10),
+    )
+    for name, size in (("a", 1600), ("b", 640)):
+        soundfile.write(folder / f"{name}.flac", np.linspace(0, 0.5, size), 16_000)
+
+
+def test_clips_of_groups_come_with_their_own_sound_and_track(tmp_path):
     pytest.importorskip("soundfile", reason="needs the full environment (make install-full)")
-    if content:
-        (tmp_path / "tracks.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"tracks\.npz"):
-        corpus.read_tracks(tmp_path)
+    _write_groups(tmp_path)
+    first, second, third = corpus.read_clips(tmp_path)
+    assert (first.group, first.speaker, first.language, first.fps) == ("a", "one", "en", 25)
+    assert (second.group, second.speaker, second.language, second.fps) == ("b", "two", "fr", 30)
+    assert [len(clip.waveform) for clip in (first, second, third)] == [1000, 640, 600]
+    assert third.waveform[0] == pytest.approx(0.5 * 1000 / 1599, abs=1e-4)
+    np.testing.assert_array_equal(third.track[:, 0], [80, 90])
+
+
+def test_sentences_of_several_speakers_are_each_anothers(tmp_path):
+    clips = [
+        corpus.Clip("g", name, "en", np.zeros(10, np.float32), np.zeros((1, 10), np.float32), 25.0)
+        for name in ("s1", "x", "s1", "x")
+    ]
+    assert {name: len(spoken) for name, spoken in corpus.learnable(clips).items()} == {
+        "g_s1": 2,
+        "g_x_1": 1,
+        "g_x_3": 1,
+    }
+
+
+def test_a_damaged_folder_of_tracks_is_refused(tmp_path):
+    pytest.importorskip("soundfile", reason="needs the full environment (make install-full)")
+    (tmp_path / "tracks.npz").write_bytes(b"not an archive")
+    with pytest.raises(InputError, match="can't be read as tracks"):
+        corpus.read_clips(tmp_path)
 
 
 def test_videos_of_speakers_are_measured(tmp_path, monkeypatch):
@@ -147,16 +193,15 @@ def test_videos_of_speakers_are_measured(tmp_path, monkeypatch):
     tracks = np.tile(np.arange(150, dtype=np.float32)[:, None], (1, 10))
     measured = MouthTracks(50.0, tracks, np.zeros((150, 478, 2)), np.ones(150))
     monkeypatch.setattr(corpus, "measure_video", lambda path: measured)
-    monkeypatch.setattr(corpus, "read_waveform", lambda path: iter([np.ones(30_000, np.float32)] * 2))
-    (speaker,) = corpus.measure_speakers(tmp_path)
-    assert speaker.name == "s9"
-    assert speaker.waveforms[0].shape == (48_000,)
-    np.testing.assert_allclose(speaker.tracks[0][:, 0], 2 * np.arange(75) + 0.5)  # 25 fps middles at 50 fps
+    monkeypatch.setattr(corpus, "read_waveform", lambda path: iter([np.ones(24_000, np.float32)] * 2))
+    (clip,) = corpus.read_clips(tmp_path)
+    assert (clip.speaker, clip.fps, len(clip.waveform)) == ("s9", 50.0, 48_000)
+    np.testing.assert_array_equal(clip.track, tracks)
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither"):
-        corpus.measure_speakers(tmp_path)
+        corpus.read_clips(tmp_path)
 
 
 def test_pinyin_becomes_the_letters_that_kokoro_reads():

@@ -21,7 +21,7 @@ from musetalk import warp
 from musetalk.config import EngineName
 from musetalk.engines.base import FaceFrame
 from musetalk.engines.lite import interior, rig
-from musetalk.engines.lite.parameters import CHIN_GAIN, HIGH, LOW, PARAMETER_INDEX
+from musetalk.engines.lite.parameters import CHIN_GAIN, HIGH, LOW, PARAMETER_INDEX, articulated
 from musetalk.errors import CacheError, EngineError
 from musetalk.faces.head import (
     INNER_LOWER_LIP,
@@ -126,6 +126,10 @@ class LiteEngine:
         from musetalk.engines.lite.speech import LIVE_GRID, WHOLE_GRID
 
         return self._mouth_network.listen(fps, LIVE_GRID if live else WHOLE_GRID, state)
+
+    def articulate(self, audio_prompts: np.ndarray, articulation: float) -> np.ndarray:
+        """Rig parameters (B, 10) with the mouth's movements `articulation` times as large."""
+        return articulated(audio_prompts, articulation)
 
     @cached_property
     def _mouth_network(self) -> MouthNetwork:

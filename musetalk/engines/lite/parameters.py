@@ -50,6 +50,17 @@ WIDTH_GAIN = 0.10  # outer width (mesh 61–291) gained at lip_width 1 or lost a
 PUCKER_WIDTH_LOSS = 0.12  # outer width lost at pucker 1, eye distances
 
 
+ARTICULATED = ("jaw_open", "lip_open", "lip_width", "pucker", "upper_lip_raise", "lower_lip_drop")
+"""What a style makes smaller or larger; lips that meet, tuck or smile do so as before."""
+
+
+def articulated(parameters: np.ndarray, articulation: float) -> np.ndarray:
+    """Rig parameters (..., 10) with the mouth's movements `articulation` times as large, in their ranges."""
+    scale = np.ones(len(RIG_PARAMETERS), np.float32)
+    scale[[PARAMETER_INDEX[name] for name in ARTICULATED]] = articulation
+    return np.clip(parameters * scale, LOW, HIGH)
+
+
 def rig_opening(parameters: Values) -> Values:
     """(...) inner-lip opening that a mesh would measure of rig parameters (..., 10), eye distances."""
     total: Any = sum(gain * parameters[..., PARAMETER_INDEX[name]] for name, gain in OPENING_GAIN.items())

@@ -4,7 +4,7 @@ Speech runs through the encoder in windows of at most 10 s that overlap by 2 s, 
 30 s: a short clip costs what it is long, the first frames leave after 9 s of input, and no sound is encoded
 without its neighbours. The network gives a curve at the encoder's 50 steps per second; frame i takes its
 value at the middle of its time on screen, (i + 0.5) / fps, so that no frame rate is special. The mouth
-network itself looks ahead 120 ms.
+network itself looks ahead `LOOK_AHEAD`, whatever the window.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from musetalk.whisper import STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_me
 
 ENCODER_FILE = "whisper_tiny_en_encoder.onnx"
 NETWORK_FILE = "mouth_network.onnx"
+LOOK_AHEAD = 0.14  # s of states that the mouth network hears beyond a step, its early coming included
 
 SHORTEST_STEPS = 2 * STEPS_PER_SECOND  # shorter windows are padded with silence
 

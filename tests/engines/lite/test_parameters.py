@@ -10,6 +10,7 @@ from musetalk.engines.lite.parameters import (
     LOW,
     PARAMETER_INDEX,
     RIG_PARAMETERS,
+    articulated,
     rig_opening,
     rig_width,
 )
@@ -52,3 +53,14 @@ def test_any_number_of_frames_is_measured_at_once() -> None:
 
 def test_ranges_hold_the_closed_mouth() -> None:
     assert (LOW <= 0).all() and (HIGH == 1).all() and len(LOW) == len(RIG_PARAMETERS)
+
+
+def test_articulation_scales_what_a_mesh_measures_but_closes_all_the_same() -> None:
+    said = shape(jaw_open=0.4, lip_open=0.2, lip_width=-0.4, pucker=0.2, smile=0.5, lip_tuck=1.0)
+    for articulation in (0.5, 1.0, 1.5):
+        given = articulated(said, articulation)
+        assert rig_opening(given).item() == pytest.approx(articulation * 0.092, rel=1e-5)
+        assert rig_width(given).item() == pytest.approx(articulation * -0.064, rel=1e-5)
+        assert given[0, PARAMETER_INDEX["lip_tuck"]] == 1 and given[0, PARAMETER_INDEX["smile"]] == 0.5
+    assert rig_opening(articulated(shape(jaw_open=0.4, lip_press=1.0), 1.5)).item() == 0
+    assert articulated(shape(jaw_open=0.9), 1.5).max() == 1
