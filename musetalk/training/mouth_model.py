@@ -129,11 +129,6 @@ LABELLER = Shape(96, (5, 5, 5), 0.2)
 FOLLOWER = Shape(32, (5, 5, 1), 0.35)
 
 
-def steps_ahead(shape: Shape) -> int:
-    """How many steps of the future a member of this shape hears."""
-    return sum(kernel // 2 for kernel in shape.kernels)
-
-
 class Member(nn.Module):
     """(B, T, `N_COMPONENTS`) components and (B, T) loudness → (B, T, outputs)."""
 
