@@ -47,6 +47,7 @@ class OpenTemplates:
             CacheError: the cache is missing, damaged or made by another engine.
             WeightsError, EngineError: its engine can't run.
         """
+        store.read_metadata(template_id)  # so that only templates that exist are remembered
         key = _key(store, template_id)
         with self._alone(key):
             metadata = store.read_metadata(template_id)

@@ -92,7 +92,11 @@ class Pipeline:
             self.abandoned |= thread.is_alive()
 
     def _stopped(self) -> bool:
-        return self._stop.is_set() or (self._cancel is not None and self._cancel.is_set())
+        return self._stop.is_set() or self._cancelled()
+
+    def _cancelled(self) -> bool:
+        """Whether the run was cancelled: it ends then, and what a stage says of that is no failure."""
+        return self._cancel is not None and self._cancel.is_set()
 
     def overlap(self, items: Iterable[Item], name: str, depth: int) -> Iterator[Item]:
         """`items`, made on a thread called `name`, at most `depth` ahead of the consumer."""
@@ -138,7 +142,7 @@ class Pipeline:
     def _consume(self, results: queue.Queue) -> Iterator[Item]:
         while (item := self.wait(results)) is not _END:
             if item is None:
-                if self._error is not None:
+                if self._error is not None and not self._cancelled():
                     raise self._error
                 return
             yield item

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from musetalk.server.jobs import JOBS_FOLDER, Jobs
 from musetalk.server.paths import check_output, find_input
 from musetalk.server.segments import SegmentSessions
 from musetalk.server.worker import Worker
+from musetalk.templates.store import check_template_id
+
+WHOLE = re.compile(r"[0-9]{1,9}")
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +63,7 @@ class Callers:
         """Makes a template of `image_path` or `template_image_path`."""
         given = request.get("image_path") or request.get("template_image_path")
         source = self.find(given, "image_path", trusted)
-        known = {key: request[key] for key in ("bbox_shift", "parsing_mode") if request.get(key) is not None}
-        settings = _replaced(self.worker.service.settings, known)
+        settings = self._settings(request)
         force = bool(request.get("force") or request.get("force_refresh"))
         return dict(
             self.worker.preprocess(_text(request.get("template_id"), "template_id"), source, settings, force)
@@ -68,7 +71,7 @@ class Callers:
 
     def inference(self, request: Mapping[str, Any], trusted: bool) -> dict[str, Any]:
         """Renders `audio_path` onto a template into `output_path`; preprocesses first when asked to."""
-        template_id = _text(request.get("template_id"), "template_id")
+        template_id = check_template_id(_text(request.get("template_id"), "template_id"))
         audio = self.find(request.get("audio_path"), "audio_path", trusted)
         output = self.output(request.get("output_path"), "output_path", trusted)
         folder = request.get("template_dir")
@@ -79,8 +82,14 @@ class Callers:
             str(request.get("fps") or Defaults.fps),
             batch_size=_whole(request.get("batch_size") or EngineConfig.batch_size),
             template_dir=self.find(folder, "template_dir", trusted) if folder else None,
+            settings=self._settings(request),
         )
         return dict(answer)
+
+    def _settings(self, request: Mapping[str, Any]) -> PreprocessingConfig:
+        """How a template is made that a request asks for."""
+        known = {key: request[key] for key in ("bbox_shift", "parsing_mode") if request.get(key) is not None}
+        return _replaced(self.worker.service.settings, known)
 
     def check(self, template_id: str) -> dict[str, Any]:
         """Whether a template can be used."""
@@ -117,7 +126,7 @@ def _text(value: object, name: str) -> str:
 
 
 def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).isdecimal():
+    if isinstance(value, bool) or not isinstance(value, int | str) or not WHOLE.fullmatch(str(value)):
         raise InputError(f"batch_size is {str(value)[:40]!r}", "batch_size is a whole number")
     return int(value)
 

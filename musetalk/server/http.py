@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from musetalk import __version__
 from musetalk.errors import BusyError, CacheMissingError, InputError, MuseTalkError, UsageError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from musetalk.server.worker import Worker
 
 STATUS_OF_EXIT_CODE = {1: 500, 2: 400, 3: 400, 4: 422, 5: 503, 6: 409, 7: 507, 130: 409}
-VIDEO_NAME = re.compile(r"[\w.\- ()\[\]]+\.(mp4|mov|mkv|webm)")
+VIDEO_NAME = re.compile(r"[\w.\- ()\[\]]{1,120}\.(mp4|mov|mkv|webm)")
 
 
 class PreprocessRequest(BaseModel):
@@ -222,6 +223,10 @@ def _add_errors(app: FastAPI) -> None:
         answer = error_answer(InputError(str(error.detail), "see /docs"), error.status_code)
         answer.headers.update(error.headers or {})
         return answer
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        return error_answer(UsageError("the request's body ended early 请求未传完", "send it again"), 400)
 
     @app.exception_handler(Exception)
     def defect(_request: Request, error: Exception) -> JSONResponse:

@@ -98,8 +98,10 @@ class Scheduler:
             try:
                 results = _generate(batch)
             except BaseException as e:  # noqa: BLE001 - raised where each session waits for it
-                for asked in batch:
-                    asked.faces.set_exception(e)
+                if len(batch) > 1:
+                    _generate_apart(batch)
+                else:
+                    batch[0].faces.set_exception(e)
             else:
                 for asked, faces in zip(batch, results, strict=True):
                     asked.faces.set_result(faces)
@@ -132,3 +134,14 @@ def _generate(batch: Sequence[Asked]) -> list[list[np.ndarray]]:
         assert isinstance(engine, MixingEngine)
         return engine.generate_mixed([(a.opened.generator, a.prompts, a.positions) for a in batch])
     return [asked.opened.generator.generate(asked.prompts, asked.positions) for asked in batch]
+
+
+def _generate_apart(batch: Sequence[Asked]) -> None:
+    """Each request by itself, so that one which can't be served fails alone."""
+    for asked in batch:
+        try:
+            [faces] = _generate([asked])
+        except BaseException as e:  # noqa: BLE001 - raised where its session waits for it
+            asked.faces.set_exception(e)
+        else:
+            asked.faces.set_result(faces)

@@ -13,11 +13,12 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
 from musetalk.config import Defaults, parse_fps
-from musetalk.errors import CancelledRun, InputError
+from musetalk.errors import BusyError, CancelledRun, InputError
 from musetalk.file_rendering import Files, TooShortError, render_file
 from musetalk.files import remove_file
 from musetalk.pipeline import StageClock
@@ -26,6 +27,7 @@ from musetalk.server.worker import Place, Worker
 
 IDLE_SECONDS = 600.0  # after which a session whose caller is silent ends by itself
 SEGMENT_NAME = re.compile(r"[\w-]*_\d{5,}_[0-9a-f]{8}\.mp4")
+WAITING_SEGMENTS = 4  # of one session, the one that is rendered included
 KEPT_ANSWERS = 4  # of the last segments of a session
 
 
@@ -61,6 +63,8 @@ class Session:
 
     Attributes:
         position: where it stands behind the last segment.
+        holds_place: until the final segment was rendered.
+        waiting: segments that are rendered or wait for it.
         answers: of the last segments, by their index and sound file.
         latencies: seconds from each segment's call to its answer.
     """
@@ -74,6 +78,24 @@ class Session:
     last_call: float = dataclasses.field(default_factory=time.monotonic)
     cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    holds_place: bool = True
+    waiting: int = 0
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Lets one segment be rendered at a time.
+
+        Raises:
+            BusyError: several wait already; a caller sends a segment when he has the last one's answer.
+        """
+        if self.waiting >= WAITING_SEGMENTS:
+            raise BusyError(f"{self.waiting} segments of this session wait already 片段排队已满", "", 1)
+        self.waiting += 1
+        try:
+            with self.lock:
+                yield
+        finally:
+            self.waiting -= 1
 
 
 class SegmentSessions:
@@ -128,10 +150,12 @@ class SegmentSessions:
         """
         called = time.monotonic()
         session = self._session(session_id)
-        with session.lock, self._worker.work():
+        with session.turn(), self._worker.work():
             repeated = session.answers.get((index, str(audio)))
             if repeated is not None:
                 return repeated
+            if not session.holds_place:
+                raise InputError("the session had its final segment 会话已结束", "start another session")
             session.last_call = called
             answer = self._render(session, audio, index, final, called)
             session.answers[index, str(audio)] = answer
@@ -139,7 +163,16 @@ class SegmentSessions:
                 del session.answers[next(iter(session.answers))]
             session.latencies.append(time.monotonic() - called)
             session.last_call = time.monotonic()
+            if final:
+                self._free(session)
             return answer
+
+    def _free(self, session: Session) -> None:
+        """Gives a session's place back, once."""
+        with self._lock:
+            held, session.holds_place = session.holds_place, False
+        if held:
+            self._worker.give_place_back(session.place)
 
     def _render(self, session: Session, audio: Path, index: int, final: bool, called: float) -> SegmentAnswer:
         place, clock = session.place, StageClock()
@@ -186,7 +219,7 @@ class SegmentSessions:
         if session is None:
             raise _unknown(session_id)
         session.cancel.set()
-        self._worker.give_place_back(session.place)
+        self._free(session)
         total = sum(session.latencies)
         return {
             "success": True,

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -69,7 +70,9 @@ async def _serve(
     say(f"✅ ready in {seconds:.1f} s 服务就绪: http://{host}:{port} · tcp {host}:{lines.getsockname()[1]}")
     await _first(stopping.wait(), running)
     say("stopping, what runs is finished first 正在停止")
-    finished = await asyncio.to_thread(worker.drain)
+    worker.draining = True
+    with ThreadPoolExecutor(1, "drain") as own:  # the loop's own threads may all wait for what is drained
+        finished = await loop.run_in_executor(own, worker.drain)
     housekeeping.cancel()
     callers.jobs.close()
     line_server.close()
@@ -160,6 +163,10 @@ class _EitherProtocol(H11Protocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._stop_waiting()  # the protocol that takes over has time limits of its own
+        super().handle_websocket_upgrade(event)
+
     def _await_headers(self) -> None:
         """Ends the connection of a client that never gets to the end of its headers."""
         if self._patience is None:
@@ -172,6 +179,8 @@ class _EitherProtocol(H11Protocol):
 
     def _http_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.transport.get_protocol() is not self:
+            return
         if self.cycle is None or self.cycle.response_complete:
             self._await_headers()
         else:

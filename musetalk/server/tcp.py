@@ -35,6 +35,9 @@ MAX_CONNECTIONS = 256  # on each port
 MAX_CALLS = 256  # answered at once; those that wait for their turn count
 LENGTH = struct.Struct("<I")
 
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
+
 Stop = Callable[[], None]
 
 
@@ -66,9 +69,10 @@ def parse_message(content: bytes) -> dict[str, Any]:
 
 
 def _depth(content: bytes) -> int:
+    """How deeply brackets are nested outside strings; one without an end reaches to the message's."""
     deepest = depth = 0
-    for byte in re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content):
-        depth += (byte in b"[{") - (byte in b"]}")
+    for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", content)):
+        depth += 1 if bracket[0] in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest
 

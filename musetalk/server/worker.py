@@ -6,6 +6,7 @@ template is rendered on the device that has it open, else on the one with the fe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -39,11 +40,18 @@ class Place:
 
     Attributes:
         sessions: that are held here now.
+        files: that are rendered here now.
     """
 
     service: IntegratedMuseTalkService
     scheduler: Scheduler
     sessions: int = 0
+    files: int = 0
+
+    @property
+    def load(self) -> int:
+        """How much is done here now."""
+        return self.sessions + self.files
 
     def has_open(self, template_id: str) -> bool:
         """Whether the template needn't be loaded here."""
@@ -148,13 +156,25 @@ class Worker:
         settings: PreprocessingConfig | None = None,
         force_refresh: bool = False,
     ) -> PreprocessAnswer:
-        """Makes a template when it is its turn; see `make_template`.
+        """Makes a template when it is its turn; who asks for the same one meanwhile gets the same answer.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
         """
-        with self.work():
-            return self.make_template(template_id, source, settings, force_refresh)
+        key = (template_id, str(source), settings, force_refresh)
+        with self._changed:
+            mine = key not in self._joined
+            answer = self._joined.setdefault(key, Future())
+        if mine:
+            try:
+                with self.work():
+                    answer.set_result(self.make_template(template_id, source, settings, force_refresh))
+            except BaseException as e:  # noqa: BLE001 - raised where each caller waits for it
+                answer.set_exception(e)
+            finally:
+                with self._changed:
+                    del self._joined[key]
+        return answer.result()
 
     def make_template(
         self,
@@ -163,24 +183,9 @@ class Worker:
         settings: PreprocessingConfig | None = None,
         force_refresh: bool = False,
     ) -> PreprocessAnswer:
-        """Makes a template, now; who asks for the same one meanwhile gets the same answer."""
-        settings = settings or self.service.settings
-        key = (template_id, str(source), settings, force_refresh)
-        with self._changed:
-            mine = key not in self._joined
-            answer = self._joined.setdefault(key, Future())
-        if mine:
-            try:
-                service = self.service.sharing(settings=settings)
-                answer.set_result(
-                    service.preprocess_template(template_id, source, force_refresh=force_refresh)
-                )
-            except BaseException as e:  # noqa: BLE001 - raised where each caller waits for it
-                answer.set_exception(e)
-            finally:
-                with self._changed:
-                    del self._joined[key]
-        return answer.result()
+        """Makes a template now, for a caller whose turn it is."""
+        service = self.service.sharing(settings=settings)
+        return service.preprocess_template(template_id, source, force_refresh=force_refresh)
 
     def render_file(
         self,
@@ -192,6 +197,7 @@ class Worker:
         batch_size: int | None = None,
         frames_dir: Path | None = None,
         template_dir: Path | None = None,
+        settings: PreprocessingConfig | None = None,
         encoding: EncodingConfig | None = None,
         conduct: Conduct | None = None,
     ) -> InferenceAnswer:
@@ -199,16 +205,17 @@ class Worker:
 
         Args:
             template_dir: the template is made from its picture there where its cache is missing.
+            settings: how it is made then.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
             MuseTalkError: as `IntegratedMuseTalkService.realtime_inference`.
         """
         conduct = conduct or Conduct(bar=False)
-        with self.work(conduct.cancel):
+        with self.work(conduct.cancel), contextlib.ExitStack() as stack:
             if template_dir is not None:
-                self.service.preprocess_if_missing(template_id, template_dir)
-            place = self.place_for(template_id)
+                self.service.sharing(settings=settings).preprocess_if_missing(template_id, template_dir)
+            place = stack.enter_context(self._loaded(template_id))
             conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
             config = dataclasses.replace(
                 place.service.config, batch_size=batch_size or place.service.config.batch_size
@@ -220,8 +227,20 @@ class Worker:
             return answer
 
     def place_for(self, template_id: str) -> Place:
-        """The device to render a template on."""
-        return min(self.places, key=lambda place: (not place.has_open(template_id), place.sessions))
+        """The device to render a template on: the least busy, of equally busy ones where it is open."""
+        return min(self.places, key=lambda place: (place.load, not place.has_open(template_id)))
+
+    @contextmanager
+    def _loaded(self, template_id: str) -> Iterator[Place]:
+        """The device that renders a file, which counts as its load meanwhile."""
+        with self._changed:
+            place = self.place_for(template_id)
+            place.files += 1
+        try:
+            yield place
+        finally:
+            with self._changed:
+                place.files -= 1
 
     @contextmanager
     def work(self, cancel: threading.Event | None = None) -> Iterator[None]:
@@ -283,21 +302,12 @@ class Worker:
                 runs, total = self.stages.get(stage, (0, 0.0))
                 self.stages[stage] = runs + 1, total + seconds
 
-    @contextmanager
-    def held_place(self, template_id: str) -> Iterator[Place]:
-        """A session's place, held until the block is left.
+    def take_place(self, template_id: str) -> Place:
+        """A session's place, until the caller gives it back.
 
         Raises:
             BusyError: all places are taken, or the worker is being stopped.
         """
-        place = self.take_place(template_id)
-        try:
-            yield place
-        finally:
-            self.give_place_back(place)
-
-    def take_place(self, template_id: str) -> Place:
-        """As `held_place`; the caller gives it back."""
         with self._changed:
             self.check_open()
             if self.sessions >= self.capacity:
