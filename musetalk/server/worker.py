@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk import __version__
+from musetalk.announcement import Announcement
 from musetalk.config import Defaults, EncodingConfig, EngineConfig, PreprocessingConfig, ServerConfig
 from musetalk.device import usable_cores
 from musetalk.engines.registry import EngineRegistry
@@ -82,6 +83,7 @@ class Worker:
         self.server = server
         self.started = time.monotonic()
         self.draining = False
+        self.announcement: Announcement | None = None
         self.places = []
         engines = EngineRegistry()
         for device in devices:
@@ -192,6 +194,7 @@ class Worker:
         batch_size: int | None = None,
         frames_dir: Path | None = None,
         template_dir: Path | None = None,
+        settings: PreprocessingConfig | None = None,
         encoding: EncodingConfig | None = None,
         conduct: Conduct | None = None,
     ) -> InferenceAnswer:
@@ -207,7 +210,7 @@ class Worker:
         conduct = conduct or Conduct(bar=False)
         with self.work(conduct.cancel):
             if template_dir is not None:
-                self.service.preprocess_if_missing(template_id, template_dir)
+                self.service.sharing(settings=settings).preprocess_if_missing(template_id, template_dir)
             place = self.place_for(template_id)
             conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
             config = dataclasses.replace(
