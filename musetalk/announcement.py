@@ -24,6 +24,7 @@ from musetalk.files import atomic_file, remove_file
 
 FILE_NAME = ".worker.json"  # in the cache folder
 MAX_BYTES = 1 << 16
+NOT_COMPARED = ("device", "strict_device", "batch_size")  # resolved, or said with each request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,14 @@ class Announcement:
 
 def engine_settings(config: EngineConfig) -> dict[str, Any]:
     """What must be equal for a worker's engines to give what a command's own would; device apart."""
-    models = {
+    settings = dataclasses.asdict(config)
+    for name in NOT_COMPARED:
+        del settings[name]
+    settings["models"] = {
         name: str(value.resolve()) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config.models).items()
+        for name, value in settings["models"].items()
     }
-    names = ("engine", "fp16", "runtime", "vae_region", "compile")
-    own = {name: getattr(config, name) for name in names}
-    return {**own, "models": models, "ffmpeg": os.environ.get("FFMPEG_BINARY", "")}
+    return {**settings, "ffmpeg": os.environ.get("FFMPEG_BINARY", "")}
 
 
 def proof(nonce: str, challenge: str) -> str:
