@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -43,6 +44,7 @@ from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, UsageErr
 from musetalk.native_messages import NativeMessages
 from musetalk.service import IntegratedMuseTalkService
 from musetalk.templates.store import check_template_id
+from musetalk.worker_client import WorkerLostError, find_worker, run_on_worker
 
 if TYPE_CHECKING:
     from musetalk.measurement import Measurement
@@ -83,6 +85,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no_fp16", dest="fp16", action="store_false", help="single precision")
     group.add_argument("--engine", default=EngineConfig.engine, choices=get_args(EngineRequest))
+    group.add_argument(
+        "--worker",
+        default="auto",
+        metavar="auto|off|HOST:PORT",
+        help="let a resident worker (--serve) do it: one that would do the same, none, or this one",
+    )
     group.add_argument("--verbose", action="store_true", help="stage timings and every decision taken")
 
 
@@ -217,6 +225,9 @@ def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     """Makes a template cache, and a copy of it where `--output_state` says."""
     _require(arguments, "template_id", "template_image_path")
     service = _service(arguments)
+    done = _by_worker(service, arguments, "preprocess")
+    if done is not None:
+        return done, 0
     answer = service.preprocess_template(
         arguments.template_id, arguments.template_image_path, force_refresh=arguments.force_refresh
     )
@@ -230,6 +241,9 @@ def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     _require(arguments, "template_id", "audio_path")
     service = _service(arguments)
     check_template_id(arguments.template_id)
+    done = _by_worker(service, arguments, "inference")
+    if done is not None:
+        return done, 0
     if getattr(arguments, "template_dir", None):
         service.preprocess_if_missing(arguments.template_id, Path(arguments.template_dir))
     output = arguments.output_path or Defaults.output_path.format(template_id=arguments.template_id)
@@ -244,6 +258,52 @@ def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
         arguments.articulation,
     )
     return dict(answer), 0
+
+
+def _by_worker(
+    service: IntegratedMuseTalkService, arguments: argparse.Namespace, command: str
+) -> Answer | None:
+    """The answer of a resident worker that does the command's work; None when it is to be done here."""
+    if arguments.verbose or getattr(arguments, "benchmark", False):  # of what happens in this process
+        return None
+    address = find_worker(arguments.worker, service.store.cache_dir, service.config)
+    if address is None:
+        return None
+    request, paths = _worker_request(service, arguments)
+    try:
+        answer = run_on_worker(address, command, request, paths)
+    except WorkerLostError as e:
+        say(f"the resident worker can't do it, it is done here 常驻服务不可用，改为本地执行: {e}")
+        return None
+    return {**answer, "requested_device": service.config.device}
+
+
+def _worker_request(
+    service: IntegratedMuseTalkService, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the worker is asked, its paths absolute, and each of those as the person wrote it."""
+    written = {
+        "template_image_path": arguments.template_image_path,
+        "audio_path": arguments.audio_path,
+        "output_path": arguments.output_path
+        or Defaults.output_path.format(template_id=arguments.template_id),
+        "frames_dir": arguments.frames_dir,
+        "template_dir": getattr(arguments, "template_dir", None),
+        "output_state": getattr(arguments, "output_state", None),
+    }
+    absolute = {name: str(Path(path).absolute()) for name, path in written.items() if path}
+    paths = {absolute[name]: str(written[name]) for name in absolute}
+    paths[str(service.store.cache_dir.absolute())] = str(service.store.cache_dir)
+    request = {
+        "template_id": arguments.template_id,
+        "settings": dataclasses.asdict(service.settings),
+        "encoding": dataclasses.asdict(service.encoding),
+        "force_refresh": arguments.force_refresh,
+        "fps": arguments.fps,
+        "batch_size": arguments.batch_size,
+        **absolute,
+    }
+    return request, dict(sorted(paths.items(), key=lambda item: -len(item[0])))
 
 
 def _measure(service: IntegratedMuseTalkService, arguments: argparse.Namespace, output: Path) -> Answer:

@@ -8,6 +8,7 @@ consumed, in the main thread, which therefore stays free for signals.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import threading
 import time
@@ -101,7 +102,10 @@ class Pipeline:
     def overlap(self, items: Iterable[Item], name: str, depth: int) -> Iterator[Item]:
         """`items`, made on a thread called `name`, at most `depth` ahead of the consumer."""
         results: queue.Queue = queue.Queue(maxsize=depth)
-        thread = threading.Thread(target=self._produce, args=(items, results), name=name, daemon=True)
+        context = contextvars.copy_context()  # so that a log record can be told to its request
+        thread = threading.Thread(
+            target=context.run, args=(self._produce, items, results), name=name, daemon=True
+        )
         self._threads.append(thread)
         thread.start()
         return self._consume(results)

@@ -16,6 +16,8 @@ LAYERS = (
     ("errors",),
     ("config",),
     ("geometry", "files", "device", "pipeline", "native_messages"),
+    ("announcement",),
+    ("worker_client",),
     ("media", "templates", "weights", "warp"),
     ("checkpoints", "whisper"),
     ("faces",),

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from musetalk import __version__
 from musetalk.errors import BusyError, CacheMissingError, InputError, MuseTalkError, UsageError
 from musetalk.server.callers import Callers, failure
+from musetalk.server.commands import commands_router
 from musetalk.server.gate import Gate
 from musetalk.server.live import LiveSessions
 from musetalk.server.live_http import live_router
@@ -113,6 +114,7 @@ def create_app(worker: Worker, callers: Callers) -> Any:
     app.include_router(videos_router(worker, callers.jobs))
     app.include_router(templates_router(worker))
     app.include_router(operations_router(app, worker, registry))
+    app.include_router(commands_router(worker, lambda: worker.announcement))
     return Gate(Metered(app, registry), worker.server)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -21,8 +22,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from musetalk.announcement import Announcement, announce, engine_settings, withdraw
 from musetalk.errors import OutputError
 from musetalk.server.callers import Callers
+from musetalk.server.commands import Overheard
+from musetalk.server.gate import is_loopback
 from musetalk.server.http import create_app
 from musetalk.server.tcp import MAX_CONNECTIONS, MAX_MESSAGE, FramedProtocol, LineProtocol
 from musetalk.server.worker import Worker
@@ -67,12 +71,15 @@ async def _serve(
     housekeeping = asyncio.create_task(_keep_house(callers))
     seconds = time.perf_counter() - start
     host, port = http.getsockname()[:2]
+    own = _announced(worker, port)
     say(f"✅ ready in {seconds:.1f} s 服务就绪: http://{host}:{port} · tcp {host}:{lines.getsockname()[1]}")
     await _first(stopping.wait(), running)
     say("stopping, what runs is finished first 正在停止")
     worker.draining = True
-    with ThreadPoolExecutor(1, "drain") as own:  # the loop's own threads may all wait for what is drained
-        finished = await loop.run_in_executor(own, worker.drain)
+    if own is not None:
+        withdraw(worker.service.store.cache_dir, own)
+    with ThreadPoolExecutor(1, "drain") as apart:  # the loop's threads may all wait for what is drained
+        finished = await loop.run_in_executor(apart, worker.drain)
     housekeeping.cancel()
     callers.jobs.close()
     line_server.close()
@@ -82,6 +89,18 @@ async def _serve(
         await asyncio.wait_for(running, 2)
     words = "everything was finished" if finished else "what still ran was cut off"
     return {"success": True, "message": f"✅ worker ended 服务已停止, {words}", "finished": finished}
+
+
+def _announced(worker: Worker, port: int) -> Announcement | None:
+    """Tells the commands of this machine, where they can reach the worker and use its paths."""
+    if not is_loopback(worker.server.host):
+        return None
+    logging.getLogger("musetalk").addHandler(Overheard())
+    devices = [place.scheduler.device for place in worker.places]
+    settings = engine_settings(worker.service.config)
+    worker.announcement = Announcement(os.getpid(), worker.server.host, port, devices, settings)
+    announce(worker.service.store.cache_dir, worker.announcement)
+    return worker.announcement
 
 
 async def _keep_house(callers: Callers) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk import __version__
+from musetalk.announcement import Announcement
 from musetalk.config import Defaults, EncodingConfig, EngineConfig, PreprocessingConfig, ServerConfig
 from musetalk.device import usable_cores
 from musetalk.engines.registry import EngineRegistry
@@ -90,6 +91,7 @@ class Worker:
         self.server = server
         self.started = time.monotonic()
         self.draining = False
+        self.announcement: Announcement | None = None
         self.places = []
         engines = EngineRegistry()
         for device in devices:
