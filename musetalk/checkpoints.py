@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _NAMED_KEYS = 3  # of a mismatch, the rest is counted
 _WEB_PAGE_STARTS = (b"<!do", b"<htm", b"<?xm")
 _CODE_REFUSED = ("GLOBAL ", "allowlisted", "reduce for unrecognized")  # torch's weights-only loader says so
+_SAFETENSORS_LENGTH = 8  # bytes that tell the header's length, in front of it
+_WRAPPERS = ("_orig_mod.", "module.")  # of a compiled network, and of one trained on several cards
 _SHORTEST_RELEASE = 1 << 16  # bytes of a tensor whose pages are worth giving back
 UNREADABLE = (
     *(RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError),
@@ -56,10 +58,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise missing_weights_error([path])
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    content = _safetensors(path) if _is_safetensors(path) else _pickled(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise _unreadable(path, "holds something other than named tensors 不是权重文件")
+    return _unwrapped(state)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By what it holds, a length and a JSON object, or else by its name."""
+    with path.open("rb") as stream:
+        start = stream.read(_SAFETENSORS_LENGTH + 1)
+    return start[_SAFETENSORS_LENGTH:] == b"{" or path.suffix == ".safetensors"
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the network's own keys, where it was saved inside a wrapper of torch's."""
+    for prefix in _WRAPPERS:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key[len(prefix) :]: tensor for key, tensor in state.items()}
     return state
 
 

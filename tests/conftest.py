@@ -34,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.skip(reason=f"needs CUDA: {why}"))
 
 
+@pytest.fixture(autouse=True)
+def no_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What other programs of this machine downloaded is not there."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no hub cache"))
+
+
 @pytest.fixture
 def portrait() -> Path:
     """A real face, 512²."""

@@ -78,6 +78,8 @@ def _imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
 
 def _layer(module: str) -> int:
     top = module.split(".")[0]
+    if module == f"{top}.__main__":
+        return len(LAYERS)  # a program: nothing imports it, and it may import what it presents
     return next((i for i, names in enumerate(LAYERS) if top in names), -1)
 
 

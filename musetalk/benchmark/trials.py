@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from musetalk.benchmark.random_engine import RandomEngine
 from musetalk.benchmark.scene import SIZES, TemplateKind, make_scene, write_speech
-from musetalk.config import FACE_SIZE, REPOSITORY, EncodingConfig, EngineConfig
+from musetalk.config import FACE_SIZE, REPOSITORY, EncodingConfig, EngineConfig, VaeDecoder
 from musetalk.engines.musetalk.engine import LATENT_CHANNELS, LATENT_SIDE, PROMPT_LENGTH
 from musetalk.engines.musetalk.region import Rectangle
 from musetalk.measurement import Spread, significant
@@ -58,7 +59,7 @@ class Bench:
     device: str
     small: bool
     folder: Path
-    _engines: dict[str, RandomEngine] = field(default_factory=dict)
+    _engines: dict[VaeDecoder, RandomEngine] = field(default_factory=dict)
 
     @property
     def is_cuda(self) -> bool:
@@ -75,7 +76,7 @@ class Bench:
         """Frames at once where another thing is changed."""
         return 2 if self.small else USUAL_BATCH
 
-    def engine(self, decoder: str = "full") -> RandomEngine:
+    def engine(self, decoder: VaeDecoder = "full") -> RandomEngine:
         """The engine in half precision, made once."""
         if decoder not in self._engines:
             config = EngineConfig(batch_size=self.usual_batch, vae_decoder=decoder, vae_region="off")
@@ -223,7 +224,7 @@ def decoders(bench: Bench) -> Iterator[Row]:
         "tiny, 57 % of the face": of_part(MASKED),
     }
     for name, decode in variants.items():
-        yield {"variant": name, "batch": batch, **bench.measure(lambda d=decode: d(images), batch)}
+        yield {"variant": name, "batch": batch, **bench.measure(partial(decode, images), batch)}
 
 
 def compiled(bench: Bench) -> Iterator[Row]:
@@ -305,7 +306,7 @@ def pasting(bench: Bench) -> Iterator[Row]:
         template = _scene_template("image", size)
         compositor = FrameCompositor(template)
         buffer = np.empty(compositor.buffer_shape, np.uint8)
-        row = bench.measure(lambda c=compositor, b=buffer: c.compose_i420(0, face, b), 1)
+        row = bench.measure(partial(compositor.compose_i420, 0, face, buffer), 1)
         yield {"variant": f"compositor on the CPU, {size}", "batch": 1, **row}
         blend = _blender(template, face, bench.device)
         yield {"variant": f"{bench.device}, {size}", "batch": 1, **bench.measure(blend, 1)}
@@ -353,7 +354,7 @@ def encoders(bench: Bench) -> Iterator[Row]:
 
     for encoder in ("libx264", "h264_nvenc"):
         try:
-            yield {"variant": encoder, "batch": 1, **bench.measure(lambda e=encoder: encode(e), frames)}
+            yield {"variant": encoder, "batch": 1, **bench.measure(partial(encode, encoder), frames)}
         except OSError as e:
             yield {"variant": encoder, "error": first_line(e).replace(str(bench.folder), "")}
 
@@ -371,7 +372,7 @@ def _scene_template(kind: TemplateKind, size: str) -> Template:
     return Template.from_frames(*parts, base.masks[:unique], base.crop_boxes[:unique])
 
 
-def _opened(bench: Bench, kind: TemplateKind, size: str, decoder: str) -> OpenedTemplate:
+def _opened(bench: Bench, kind: TemplateKind, size: str, decoder: VaeDecoder) -> OpenedTemplate:
     from musetalk.compositor import FrameCompositor
     from musetalk.rendering import OpenedTemplate
 
@@ -390,7 +391,7 @@ def pipelines(bench: Bench) -> Iterator[Row]:
     files = Files(audio, bench.folder / "pipeline.mp4")
     kinds: tuple[TemplateKind, ...] = ("image",) if bench.small else ("image", "video")
     sizes = ("512",) if bench.small else ("512", "1080p")
-    for decoder in ("full", "tiny"):
+    for decoder in get_args(VaeDecoder):
         for kind, size in ((kind, size) for kind in kinds for size in sizes):
             opened, first = _opened(bench, kind, size, decoder), [0.0]
 
@@ -437,7 +438,8 @@ def sessions(bench: Bench) -> Iterator[Row]:
 def goldens(bench: Bench) -> Iterator[Row]:
     """The reference's frames of small networks against this device's, in levels."""
     from musetalk.engines.choice import create_engine
-    from musetalk.tools.random_weights import official_paths, write_random_weights
+    from musetalk.tools.random_weights import write_random_weights
+    from musetalk.weights.files import official_paths
 
     if not GOLDENS.is_file():
         raise NotHereError("the goldens come with the repository, not with an installed package")

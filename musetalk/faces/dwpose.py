@@ -41,7 +41,7 @@ class DwposeDetector:
 
     def __init__(self, dwpose_weights: Path, s3fd_weights: Path, device: str) -> None:
         self._boxes = S3fdBoxes(s3fd_weights, device)
-        self._network = _load_estimator(dwpose_weights, device)
+        self._network = load_estimator(dwpose_weights, device)
 
     def detect(self, frame: np.ndarray) -> list[Face]:
         """The face of `frame` (H, W, 3) uint8 BGR, or none."""
@@ -87,7 +87,13 @@ def make_estimator(device: str) -> Any:
         return init_model(config, None, device=device)
 
 
-def _load_estimator(weights: Path, device: str) -> Any:
+def load_estimator(weights: Path, device: str) -> Any:
+    """DWPose's network with the weights of a file.
+
+    Raises:
+        EngineError: mmpose can't be imported.
+        WeightsError: the weights are missing, damaged or of another network.
+    """
     state = read_tensors(weights)
     network = make_estimator(device)
     load_strictly(network, state, weights)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musetalk.config import ModelPaths, Version
+from musetalk.config import Version
 from musetalk.weights.files import UNET_FILES
 
 VAE_SEED, UNET_SEED, WHISPER_SEED, TAESD_SEED = 11, 12, 21, 31  # added to --seed
@@ -192,17 +192,6 @@ def write_random_weights(folder: Path, size: str = "tiny", seed: int = 0, versio
     write_unet(folder, sizes.unet, version, seed + UNET_SEED)
     write_whisper(folder, sizes.whisper, seed + WHISPER_SEED)
     write_taesd(folder, sizes.taesd, seed + TAESD_SEED)
-
-
-def official_paths(folder: Path) -> ModelPaths:
-    """The files of `write_random_weights` in `folder`, all of them named."""
-    return ModelPaths(
-        unet_config=folder / "musetalkV15" / "musetalk.json",
-        unet_model_path=folder / "musetalkV15" / "unet.pth",
-        vae_type=str(folder / "sd-vae"),
-        whisper_dir=folder / "whisper",
-        taesd_dir=folder / "taesd",
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from musetalk.errors import MuseTalkError, OutputError
+from musetalk.errors import EngineError, MuseTalkError, OutputError, WeightsError
 from musetalk.files import remove_folder
 from musetalk.weights.download import PAUSE, STAGING_FOLDER
 from musetalk.weights.files import models_folder
@@ -26,6 +26,7 @@ from musetalk.weights.registry import DEFAULT_GROUPS, REGISTRY, OfficialFile
 log = logging.getLogger(__name__)
 
 PARALLEL_DOWNLOADS = 4
+LOADS = {True: "loads       ", False: "doesn't load  ", None: ""}
 
 
 def _file_answer(weights: WeightsFolder, file: OfficialFile, state: str) -> dict[str, Any]:
@@ -42,7 +43,13 @@ def _file_answer(weights: WeightsFolder, file: OfficialFile, state: str) -> dict
 def _table(answers: Sequence[dict[str, Any]]) -> Iterator[str]:
     for answer in answers:
         size = f"{answer['size'] / 1e6:10,.1f} MB" if answer["size"] else " " * 13
-        yield f"{answer['state']:<11}{size}  {answer['group']:<8} {answer['path']}"
+        loads = LOADS.get(answer.get("loads"), "") if "loads" in answer else ""
+        yield f"{answer['state']:<11}{size}  {answer['group']:<8} {loads}{answer['path']}"
+        if answer.get("found_size") not in (None, answer["size"]) and answer["size"]:
+            yield f"{'':<11}{answer['found_size'] / 1e6:10,.1f} MB  are there, not the published size"
+    for problem in dict.fromkeys(answer.get("problem") or "" for answer in answers):
+        if problem:
+            yield f"⚠️ {problem}"
 
 
 def list_command(weights: WeightsFolder, files: Sequence[OfficialFile]) -> tuple[list[dict[str, Any]], bool]:
@@ -54,10 +61,64 @@ def list_command(weights: WeightsFolder, files: Sequence[OfficialFile]) -> tuple
 def verify_command(
     weights: WeightsFolder, files: Sequence[OfficialFile]
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Which files are the official ones; every file is read. Wrong files fail, and so do none at all."""
-    answers = [_file_answer(weights, file, weights.state(file)) for file in files]
+    """Which files are the official ones, and which would load; every file is read.
+
+    Wrong files fail, and so do none at all. A file may be wrong and load all the same: another precision or
+    format of the same network.
+    """
+    there = {file.group for file in files if weights.path(file).is_file()}
+    problems = {group: _loading_problem(weights.folder, group) for group in there}
+    answers = []
+    for file in files:
+        answer = _file_answer(weights, file, weights.state(file))
+        answers.append({**answer, **_found(weights.path(file), problems.get(file.group))})
     states = {answer["state"] for answer in answers}
     return answers, "wrong" not in states and states != {"missing"}
+
+
+def _found(path: Path, problem: str | None) -> dict[str, Any]:
+    size = path.stat().st_size if path.is_file() else None
+    return {"found_size": size, "loads": problem == "" if problem is not None else None, "problem": problem}
+
+
+def _loading_problem(folder: Path, group: str) -> str | None:
+    """Why the network of a group wouldn't load, in words; "" where it would, None where it can't be told."""
+    try:
+        _open(folder, group)
+    except WeightsError as e:
+        return e.message
+    except (EngineError, ImportError) as e:
+        log.info("%s: %s", group, e)
+        return None
+    return ""
+
+
+def _open(folder: Path, group: str) -> None:
+    """Opens a group's network as the engine and the face finders do.
+
+    Raises:
+        WeightsError: its files are missing, damaged or of another network.
+        EngineError, ImportError: a package isn't installed.
+    """
+    from musetalk.engines.loading import GROUPS, try_network
+    from musetalk.faces.choice import BISENET_WEIGHTS, DWPOSE_WEIGHTS, LANDMARK_WEIGHTS, S3FD_WEIGHTS
+
+    if group in GROUPS:
+        try_network(folder, group)
+    elif group == "bisenet":
+        from musetalk.faces.bisenet import load_bisenet
+
+        load_bisenet(folder / BISENET_WEIGHTS, "cpu")
+    elif group == "s3fd":
+        from musetalk.faces.s3fd import S3fdDetector
+
+        S3fdDetector(folder / S3FD_WEIGHTS, folder / LANDMARK_WEIGHTS, "cpu")
+    elif group == "dwpose":
+        from musetalk.faces.dwpose import load_estimator
+
+        load_estimator(folder / DWPOSE_WEIGHTS, "cpu")
+    else:
+        raise EngineError(f"nothing is known that loads {group}")
 
 
 def download_command(

@@ -15,7 +15,14 @@ from pathlib import Path
 from musetalk import config
 from musetalk.config import ModelPaths, Version
 from musetalk.errors import WeightsError
-from musetalk.weights.registry import REGISTRY, OfficialFile
+from musetalk.weights.registry import (
+    MUSETALK_REPOSITORY,
+    REGISTRY,
+    TAESD_REPOSITORY,
+    VAE_REPOSITORY,
+    WHISPER_REPOSITORY,
+    OfficialFile,
+)
 
 DOWNLOAD_COMMAND = "python -m musetalk.weights download"
 UNET_FILES: dict[Version, tuple[str, str]] = {
@@ -24,6 +31,7 @@ UNET_FILES: dict[Version, tuple[str, str]] = {
 }
 VAE_WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 WHISPER_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+OLDER_VAE_FOLDER = "models/sd-vae-ft-mse"  # of callers that follow MuseTalk 1.0's instructions
 WHISPER_FOLDER = "models/whisper"
 TAESD_FOLDER = "models/taesd"
 MODELS_VARIABLE = "MUSE_MODELS_DIR"
@@ -83,7 +91,60 @@ def _vae_folder(vae_type: str) -> Path:
     candidates = [look_up(named), look_up(Path("models") / named)]
     if len(named.parts) == 1:
         candidates.reverse()
-    return next((folder for folder in candidates if folder.is_dir()), candidates[0])
+    if vae_type == ModelPaths.vae_type:
+        candidates.append(look_up(Path(OLDER_VAE_FOLDER)))
+    found = next((folder for folder in candidates if folder.is_dir()), candidates[0])
+    return _folder(found, VAE_REPOSITORY if vae_type == ModelPaths.vae_type else "")
+
+
+def _folder(place: Path, repository: str = "") -> Path:
+    """The folder with a network's files: `place`, or the snapshot where that has the hub's cache layout.
+
+    Args:
+        place: where they belong.
+        repository: whose copy in a hub's cache is taken where `place` isn't there; empty for none.
+    """
+    if repository and not place.exists():
+        return _cached_copy(repository) or place
+    return _snapshot(place) or place
+
+
+def _unet_file(named: Path | None, official: str) -> Path:
+    """A file of MuseTalk's own repository: the one that is named, in its place, or in a hub's cache."""
+    place = look_up(named or Path(official))
+    if named is None and not place.is_file() and (copy := _cached_copy(MUSETALK_REPOSITORY)):
+        return copy / Path(official).relative_to("models")
+    return place
+
+
+def _cached_copy(repository: str) -> Path | None:
+    """A repository's snapshot below models/ or in huggingface_hub's own cache."""
+    name = f"models--{repository.replace('/', '--')}"
+    return _snapshot(look_up(Path("models") / name)) or _snapshot(hub_cache() / name)
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what other programs downloaded."""
+    if named := os.environ.get("HF_HUB_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+
+
+def _snapshot(place: Path) -> Path | None:
+    """The snapshot that `main` names, else the newest; None where `place` hasn't the hub's layout."""
+    snapshots = place / "snapshots"
+    if not snapshots.is_dir():
+        return None
+    main = place / "refs" / "main"
+    if main.is_file():
+        named = snapshots / main.read_text(encoding="utf-8").strip()
+        if named.is_dir():
+            return named
+    return max(
+        (path for path in snapshots.iterdir() if path.is_dir()),
+        key=lambda path: path.stat().st_mtime,
+        default=None,
+    )
 
 
 def _first_present(folder: Path, names: tuple[str, ...]) -> Path:
@@ -92,20 +153,37 @@ def _first_present(folder: Path, names: tuple[str, ...]) -> Path:
 
 def find_files(models: ModelPaths) -> MuseTalkFiles:
     """Where each file of the MuseTalk engine is, or would be."""
-    unet_config, unet_weights = (Path(name) for name in UNET_FILES[models.version])
+    unet_config, unet_weights = UNET_FILES[models.version]
     vae = _vae_folder(models.vae_type)
-    whisper = look_up(models.whisper_dir or Path(WHISPER_FOLDER))
-    taesd = look_up(models.taesd_dir or Path(TAESD_FOLDER))
+    whisper = _folder(
+        look_up(models.whisper_dir or Path(WHISPER_FOLDER)), "" if models.whisper_dir else WHISPER_REPOSITORY
+    )
+    taesd = _folder(
+        look_up(models.taesd_dir or Path(TAESD_FOLDER)), "" if models.taesd_dir else TAESD_REPOSITORY
+    )
     return MuseTalkFiles(
         version=models.version,
-        unet_config=look_up(models.unet_config or unet_config),
-        unet_weights=look_up(models.unet_model_path or unet_weights),
+        unet_config=_unet_file(models.unet_config, unet_config),
+        unet_weights=_unet_file(models.unet_model_path, unet_weights),
         vae_config=vae / "config.json",
         vae_weights=_first_present(vae, VAE_WEIGHT_NAMES),
         whisper_config=whisper / "config.json",
         whisper_weights=_first_present(whisper, WHISPER_WEIGHT_NAMES),
         taesd_config=taesd / "config.json",
         taesd_weights=_first_present(taesd, VAE_WEIGHT_NAMES),
+    )
+
+
+def official_paths(folder: Path, version: Version = ModelPaths.version) -> ModelPaths:
+    """Every file in its official place below the models folder `folder`, all of them named."""
+    config_path, weights_path = (folder / Path(name).relative_to("models") for name in UNET_FILES[version])
+    return ModelPaths(
+        version=version,
+        unet_config=config_path,
+        unet_model_path=weights_path,
+        vae_type=str(folder / ModelPaths.vae_type),
+        whisper_dir=folder / Path(WHISPER_FOLDER).name,
+        taesd_dir=folder / Path(TAESD_FOLDER).name,
     )
 
 

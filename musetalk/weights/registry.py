@@ -58,9 +58,12 @@ def _plain(group: str, path: str, size: int | None, sha256: str, address: str) -
 
 MUSETALK_REPOSITORY = "TMElyralab/MuseTalk"
 _MUSETALK = (MUSETALK_REPOSITORY, "3ef28bc5cff08c90ad8178a25f1b570cd800170f")
-_VAE = ("stabilityai/sd-vae-ft-mse", "31f26fdeee1355a5c34592e401dd41e45d25a493")
-_WHISPER = ("openai/whisper-tiny", "169d4a4341b33bc18d8881c4b69c2e104e1cc0af")
-_TAESD = ("madebyollin/taesd", "main")
+VAE_REPOSITORY = "stabilityai/sd-vae-ft-mse"
+WHISPER_REPOSITORY = "openai/whisper-tiny"
+TAESD_REPOSITORY = "madebyollin/taesd"
+_VAE = (VAE_REPOSITORY, "31f26fdeee1355a5c34592e401dd41e45d25a493")
+_WHISPER = (WHISPER_REPOSITORY, "169d4a4341b33bc18d8881c4b69c2e104e1cc0af")
+_TAESD = (TAESD_REPOSITORY, "main")
 _DWPOSE = ("yzd-v/DWPose", "1a7144101628d69ee7a3768d1ee3a094070dc388")
 _BISENET = ("ManyOtherFunctions/face-parse-bisent", "0073b233a5a3c4b1377d4dbf49245017938a72b5")
 _FACE_ALIGNMENT = "https://www.adrianbulat.com/downloads/python-fan/"
