@@ -44,6 +44,10 @@ NOISE = (
     "Last message repeated",
 )
 TOLD_LINES = 2  # of the child's errors that reach the user
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHIFT = 0x800  # from the surrogates into the private use area behind them
+_MARK = "\ufdd0"  # never a character, so in no name
+_MARKED = re.compile("\ufdd0([\ue000-\ue7ff])")
 KEPT_LINES = 200
 KEPT_BYTES = 4096  # of a line without an end
 KINDS = {"audio": "音轨", "video": "视频轨"}
@@ -104,8 +108,17 @@ def _bundled_ffmpeg() -> str | None:
 
 
 def file_url(path: Path) -> str:
-    """`path` as ffmpeg's ``file:`` URL, absolute, so that no name is taken for an option or a protocol."""
-    return f"file:{Path(path).absolute()}"
+    """`path` as ffmpeg's ``file:`` URL, absolute, so that no name is taken for an option or a protocol.
+
+    The package that builds command lines writes UTF-8: what isn't, a lone surrogate in Python, is marked, and
+    `Child` names the file by its own bytes again.
+    """
+    return _SURROGATE.sub(lambda found: _MARK + chr(ord(found[0]) + _SHIFT), f"file:{Path(path).absolute()}")
+
+
+def _own_bytes(argument: str) -> str:
+    """An argument with marked characters as the lone surrogates that they were."""
+    return _MARKED.sub(lambda found: chr(ord(found[1]) - _SHIFT), argument)
 
 
 def check_input_file(path: Path | str, kind: str) -> Path:
@@ -199,7 +212,7 @@ class Child:
         self._listener = listener
         self._log: list[str] = []
         self._errors: list[str] = []
-        command = [ffmpeg_path(), *GLOBAL_OPTIONS, *arguments]
+        command = [ffmpeg_path(), *GLOBAL_OPTIONS, *map(_own_bytes, arguments)]
         try:
             self._process = subprocess.Popen(
                 command,

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _LANDMARK_SIGMA = 1.5  # frames; takes off the detector's noise, leaves blinks and words
 # what counts as the detector's noise, of the landmarks' root mean square distance from their middle:
 # some three times what MediaPipe shows on a head at rest
+_BRIDGE = [28, 29, 30]  # of the 68 points: the nose's middle and its neighbours on the bridge
 _PLACE = 0.010
 _TURN = 0.006
 _SHAPE = 0.012
@@ -146,6 +147,38 @@ def face_boxes(
     return [add_chin_margin(box, extra_margin, height) for box in inside]
 
 
+def sensible_shifts(faces: Sequence[Face | None]) -> tuple[int, int]:
+    """The least and the largest `bbox_shift` that leave the box on the face, in whole pixels.
+
+    The box's upper edge may go as far as the nose's middle would go to its neighbours on the bridge.
+
+    Source: MuseTalk, musetalk/utils/preprocessing.py, get_landmark_and_bbox: the range that it prints.
+    """
+    bridges = np.array([face.landmarks68[_BRIDGE, 1] for face in faces if face is not None])
+    if not len(bridges):
+        return 0, 0
+    above, middle, below = bridges.mean(axis=0)
+    return -max(round(float(below - middle)), 0), max(round(float(middle - above)), 0)
+
+
+def _usable_settings(
+    settings: PreprocessingConfig, shifts: tuple[int, int], engine: EngineName
+) -> PreprocessingConfig:
+    """`settings`; a `bbox_shift` that leaves the face is said, and kept within for lite."""
+    low, high = shifts
+    if low <= settings.bbox_shift <= high:
+        return settings
+    kept = min(max(settings.bbox_shift, low), high) if engine == "lite" else settings.bbox_shift
+    log.warning(
+        "bbox_shift %d moves the box out of the face, sensible are %d to %d 建议范围%s",
+        settings.bbox_shift,
+        low,
+        high,
+        f"; {kept} is taken" if kept != settings.bbox_shift else "",
+    )
+    return replace(settings, bbox_shift=kept)
+
+
 @dataclass(frozen=True)
 class TemplateSource:
     """The frames of a template with the face that it follows.
@@ -155,12 +188,14 @@ class TemplateSource:
         faces: the followed face per frame, smoothed over time; None where it isn't seen.
         bboxes: the boxes that the engine generates; `NO_FACE` without a face.
         timeline: the clip's own time; None of pictures.
+        shifts: the least and the largest sensible `bbox_shift`.
     """
 
     frames: list[np.ndarray]
     faces: Sequence[Face | None]
     bboxes: list[Box]
     timeline: Timeline | None
+    shifts: tuple[int, int]
 
     @property
     def faced(self) -> list[int]:
@@ -229,8 +264,10 @@ def find_faces(
             frames, faces = map(list, zip(*idle_frames(frames[0], faces[0]), strict=True))
             timeline = Timeline.even(len(frames), IDLE_FPS)
     margin = 0 if (engine, config.models.version) == ("musetalk", "v1") else settings.extra_margin
+    shifts = sensible_shifts(faces)
+    settings = _usable_settings(settings, shifts, engine)
     bboxes = face_boxes(faces, frames[0].shape[:2], settings, margin, cuts)
-    result = TemplateSource(frames, faces, bboxes, timeline)
+    result = TemplateSource(frames, faces, bboxes, timeline, shifts)
     if not result.faced:
         raise NoFaceError(
             f"ValueError: 未检测到有效面部 (no usable face in {source})",

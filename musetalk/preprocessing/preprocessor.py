@@ -179,6 +179,7 @@ class EnhancedMuseTalkPreprocessor:
             "template_id": template_id,
             "template_image_path": str(source),
             "bbox_shift": settings.bbox_shift,
+            "bbox_shift_range": list(sources.shifts),
             "parsing_mode": settings.parsing_mode,
             "bbox": list(template.original_bbox),
             "processing_time": round(time.perf_counter() - start, 3),

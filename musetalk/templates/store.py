@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class TemplateMetadata(TypedDict, total=False):
     template_id: str
     template_image_path: str
     bbox_shift: int
+    bbox_shift_range: list[int]
     parsing_mode: str
     bbox: list[int]
     processing_time: float
@@ -220,23 +222,26 @@ class TemplateStore:
         from musetalk.templates.pickle import dump_template
 
         pickle_path, metadata_path = self.pickle_path(template_id), self.metadata_path(template_id)
-        with atomic_file(pickle_path) as stream:
-            hashing = _HashingStream(stream)
-            dump_template(template, hashing)
-            remove_file(metadata_path)
         if preview is not None:
             with atomic_file(self.preview_path(template_id)) as stream:
                 stream.write(preview)
-        complete: TemplateMetadata = {
-            **metadata,
-            "cache_path": str(pickle_path),
-            "schema_version": SCHEMA_VERSION,
-            "pkl_sha256": hashing.sha256,
-            "pkl_size": hashing.size,
-            "pkl_mtime_ns": pickle_path.stat().st_mtime_ns,
-        }
-        with atomic_file(metadata_path) as stream:
-            stream.write(json.dumps(complete, ensure_ascii=False, indent=2).encode())
+        # both are whole before one of them is seen: what fails until then leaves the old pair
+        with atomic_file(metadata_path) as described, atomic_file(pickle_path) as stream:
+            hashing = _HashingStream(stream)
+            dump_template(template, hashing)
+            stream.flush()
+            os.fsync(stream.fileno())
+            complete: TemplateMetadata = {
+                **metadata,
+                "cache_path": str(pickle_path),
+                "schema_version": SCHEMA_VERSION,
+                "pkl_sha256": hashing.sha256,
+                "pkl_size": hashing.size,
+                "pkl_mtime_ns": os.fstat(stream.fileno()).st_mtime_ns,
+            }
+            described.write(_json_bytes(complete))
+            described.flush()
+            remove_file(metadata_path)
         return complete
 
     def _remove_leftovers(self, template_id: str) -> None:
@@ -300,7 +305,7 @@ class TemplateStore:
             with path.open("rb") as stream:
                 data = load_template_dict(stream, metadata.get("pkl_sha256"))
         except FileNotFoundError as e:
-            raise missing_cache(template_id, self.cache_dir) from e
+            raise self._incomplete(template_id, path) from e
         except OSError as e:
             raise damaged_cache(template_id, f"{path.name} can't be read: {e.strerror or e}") from e
         if is_legacy(metadata):
@@ -340,8 +345,15 @@ class TemplateStore:
             return self._failed_check(template_id, e)
 
     def _failed_check(self, template_id: str, error: CacheError) -> CacheCheck:
-        exists = self.found_pickle(template_id).exists() or self.found_metadata(template_id).exists()
+        found = self.found_pickle(template_id).exists() or self.found_metadata(template_id).exists()
+        exists = found and not isinstance(error, CacheMissingError)
         return CacheCheck(exists=exists, valid=False, message=error.message, hint=error.hint)
+
+    def _incomplete(self, template_id: str, pickle_path: Path) -> CacheError:
+        """Why there is no pickle beside metadata that were read a moment ago."""
+        if self.found_metadata(template_id).exists():
+            return damaged_cache(template_id, f"{pickle_path.name} is missing")
+        return missing_cache(template_id, self.cache_dir)
 
     def _check(self, template_id: str, full: bool) -> CacheCheck:
         metadata = self._read_metadata(template_id)
@@ -357,7 +369,7 @@ class TemplateStore:
             if intact and full and expected_hash is not None and not untouched:
                 intact = file_sha256(path) == expected_hash
         except FileNotFoundError as e:
-            raise missing_cache(template_id, self.cache_dir) from e
+            raise self._incomplete(template_id, path) from e
         except OSError as e:
             raise damaged_cache(template_id, f"{path.name} can't be read: {e.strerror or e}") from e
         if not intact:
@@ -417,6 +429,11 @@ class TemplateStore:
             for path in present:
                 remove_file(path)
         return len(present)
+
+
+def _json_bytes(metadata: TemplateMetadata) -> bytes:
+    """UTF-8; a name that isn't UTF-8 keeps its bytes as lone surrogates, which JSON escapes as \\udcXX."""
+    return json.dumps(metadata, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace")
 
 
 def is_legacy(metadata: TemplateMetadata) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from musetalk.config import PreprocessingConfig
+from musetalk.config import EngineConfig, PreprocessingConfig
 from musetalk.faces.base import Face, by_size
+from musetalk.faces.head import OUTER_LOWER_LIP, OUTER_UPPER_LIP
+from musetalk.faces.mediapipe import MediapipeDetector
 from musetalk.geometry import NO_FACE, Box
+from musetalk.media.image import read_image
 from musetalk.preprocessing.following import face_boxes, smooth_track, track
+from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
 
 FRAME = np.zeros((200, 300, 3), np.uint8)
 
@@ -138,3 +144,21 @@ def test_faceless_frames_keep_their_place() -> None:
     faces = [None, _face(20, 100), None, _face(20, 100)]
     boxes = face_boxes(faces, (200, 300), PreprocessingConfig(), 0)
     assert boxes == [NO_FACE, (20, 100, 80, 160), NO_FACE, (20, 100, 80, 160)]
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(0, False), (5, False), (-5, False), (40, True), (-300, True)])
+def test_a_shift_beyond_the_face_is_said_and_kept_on_it_for_lite(
+    tmp_path: Path, portrait: Path, caplog: pytest.LogCaptureFixture, shift: int, warned: bool
+) -> None:
+    preprocessor = EnhancedMuseTalkPreprocessor(tmp_path, config=EngineConfig(engine="lite"))
+    with caplog.at_level(logging.WARNING):
+        metadata = preprocessor.preprocess_template("t", portrait, bbox_shift=shift)
+    low, high = metadata["bbox_shift_range"]
+    assert low < 0 < high and (f"{low} to {high}" in caplog.text) is warned
+    [face] = MediapipeDetector().detect(read_image(portrait))
+    assert face.mesh is not None
+    lips = face.mesh[[*OUTER_UPPER_LIP, *OUTER_LOWER_LIP]]
+    x1, y1, x2, y2 = metadata["bbox"]
+    assert (lips > [x1, y1]).all() and (lips < [x2, y2]).all()
+    above, middle, below = face.landmarks68[28:31, 1]
+    assert (low, high) == (-round(float(below - middle)), round(float(middle - above)))
