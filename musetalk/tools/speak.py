@@ -7,6 +7,7 @@ Events go to stderr; the one JSON on stdout tells how far the speech was shown.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
@@ -36,10 +37,8 @@ def socket_address(session: str) -> str:
             f"{session} is no session 会话地址无效", "give http://HOST:PORT/v1/sessions/ID 请给出会话地址"
         )
     scheme = parts.scheme.replace("http", "ws")
-    path = parts.path.rstrip("/")
-    return urlunsplit(
-        (scheme, parts.netloc, path if path.endswith("/audio") else f"{path}/audio", parts.query, "")
-    )
+    path = f"{parts.path.rstrip('/').removesuffix('/audio')}/audio"
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
 
 
 def speak(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -59,7 +58,6 @@ def speak(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 def converse(connection: Any, speech: BinaryIO, sample_rate: int) -> dict[str, Any]:
     """Sends `speech` and heeds events until the face rests; the answer of the command."""
-    connection.send(json.dumps({"type": "config", "sample_rate": sample_rate}))
     sent = [0]
     sending = threading.Thread(
         target=_send_all, args=(connection, speech, sample_rate, sent), name="speech", daemon=True
@@ -78,23 +76,22 @@ def converse(connection: Any, speech: BinaryIO, sample_rate: int) -> dict[str, A
     except KeyboardInterrupt:
         connection.send(json.dumps({"type": "interrupt"}))
         raise
-    seconds = sent[0] / 2 / sample_rate
-    return {
-        "success": True,
-        "sent_seconds": round(seconds, 3),
-        "position": shown,
-        "message": "✅ spoken 已播出",
-    }
+    seconds = round(sent[0] / 2 / sample_rate, 3)
+    return {"success": True, "sent_seconds": seconds, "position": shown, "message": "✅ spoken 已播出"}
 
 
 def _send_all(connection: Any, speech: BinaryIO, sample_rate: int, sent: list[int]) -> None:
     """Sends pieces as they come, then says that the utterance is complete."""
+    from websockets.exceptions import ConnectionClosed
+
     size = 2 * max(1, int(PIECE_SECONDS * sample_rate))
     read = getattr(speech, "read1", speech.read)  # what is there, without waiting for a whole piece
-    while piece := read(size):
-        sent[0] += len(piece)
-        connection.send(piece)
-    connection.send(json.dumps({"type": "speak_end"}))
+    with contextlib.suppress(ConnectionClosed):  # why is told to who receives
+        connection.send(json.dumps({"type": "config", "sample_rate": sample_rate}))
+        while piece := read(size):
+            sent[0] += len(piece)
+            connection.send(piece)
+        connection.send(json.dumps({"type": "speak_end"}))
 
 
 def speak_main(argv: Sequence[str]) -> tuple[cli.Command, argparse.Namespace]:
