@@ -106,17 +106,18 @@ class Utterance:
             yield {"type": "state", "state": "talking"}
         self.spoken += sound.spoken
         self._silence = 0 if sound.spoken else self._silence + len(sound.samples)
-        if self.talking and (sound.ends or self._silence >= REST):
-            yield from self.end()
+        if sound.ends or (self.talking and self._silence >= REST):
+            yield from self.end(done=sound.ends)
         elif self.talking and self.spoken >= self._told + PLAYBACK_EVERY:
             self._told = self.spoken
             yield {"type": "playback", "position": self.position}
 
-    def end(self) -> Iterator[Event]:
-        """What is to be told when the utterance ends here."""
+    def end(self, *, done: bool = False) -> Iterator[Event]:
+        """What is to be told when the utterance ends here; `done`: because its sender said so."""
+        if self.talking or done:
+            yield {"type": "playback", "position": self.position, "done": done}
         if self.talking:
             self.talking = False
-            yield {"type": "playback", "position": self.position}
             yield {"type": "state", "state": "idle"}
 
 

@@ -248,6 +248,17 @@ def test_a_gap_in_speech_does_not_end_the_utterance_but_its_end_does():
     assert told == ["talking", "idle"] and utterance.position == round(740 / RATE, 3)
 
 
+def test_the_end_that_a_sender_says_is_always_told():
+    told = []
+    live = session(script=lambda heard: heard == RATE and live.speech.end())
+    Shown(live, 60)
+    live.listen(told.append)
+    live.run()
+    assert [event for event in told if event.get("done")] == [
+        {"type": "playback", "position": 0.0, "done": True}
+    ]
+
+
 def test_a_smaller_picture_has_the_same_colours():
     frame = np.concatenate([np.full(96 * 64, 90), np.full(48 * 32, 30), np.full(48 * 32, 200)])
     small = scaled(frame.astype(np.uint8).reshape(96, 96)[: 64 * 3 // 2], (48, 32))

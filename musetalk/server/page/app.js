@@ -34,6 +34,5 @@ startMaker();
 startJobs();
 showProblems();
 showFaces();
-loadFaces().catch(problem);
-loadJobs().catch(problem);
+loadFaces().then(loadJobs).catch(problem); // contact sheets are cut round the faces
 startWorker();

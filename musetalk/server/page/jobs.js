@@ -47,14 +47,14 @@ function watch(job, box) {
 }
 
 function newBox(job) {
-  const box = { status: "", element: make("article", { className: "job" }) };
+  const box = { status: "", job, element: make("article", { className: "job" }) };
   box.tag = make("span", { className: "tag" });
   box.bar = make("progress", { max: 100, ariaLabel: job.template_id });
   box.actions = make("span", { className: "row" });
   box.body = make("div", { className: "job-body" });
   box.facts = make("div", { className: "facts" });
-  const words = [job.template_id, names[job.id]].filter(Boolean).join(` ${say("speechTo")} `);
-  box.element.append(make("div", { className: "job-head" }, make("b", { textContent: words }), box.tag, box.actions), box.body);
+  box.title = make("b");
+  box.element.append(make("div", { className: "job-head" }, box.title, box.tag, box.actions), box.body);
   boxes.set(job.id, box);
   $("jobs").prepend(box.element);
   [...boxes.keys()].slice(0, -SHOWN).forEach(drop);
@@ -69,8 +69,8 @@ function drop(id) {
 
 function show(job) {
   const box = boxes.get(job.id) || newBox(job);
-  box.tag.className = `tag ${job.status}`;
-  box.tag.textContent = job.status === "in_progress" ? `${say(job.status)} ${job.progress} %` : say(job.status);
+  box.job = job;
+  showWords(box, job);
   box.bar.value = job.progress;
   if (box.status === job.status) return;
   box.status = job.status;
@@ -81,6 +81,13 @@ function show(job) {
   if (job.status === "cancelled") box.body.replaceChildren();
   if (FINAL.includes(job.status)) box.events?.close();
   else if (!box.events) watch(job, box);
+}
+
+function showWords(box, job) {
+  box.title.textContent = [job.template_id, names[job.id]].filter(Boolean).join(` ${say("speechTo")} `);
+  box.tag.className = `tag ${job.status}`;
+  box.tag.textContent = job.status === "in_progress" ? `${say(job.status)} ${job.progress} %` : say(job.status);
+  if (job.status === "completed") showFacts(box, job);
 }
 
 function showActions(box, job) {
@@ -104,11 +111,14 @@ function fact(key, value) {
   return make("span", {}, make("b", { textContent: value }), ` ${say(key)}`);
 }
 
-function showResult(box, job) {
+function showFacts(box, job) {
   const took = job.completed_at - job.created_at;
   const values = [fact("lengthFact", say("seconds", { n: job.seconds })), fact("framesFact", job.frames), fact("tookFact", say("seconds", { n: took.toFixed(2) })),
     fact("speedFact", `${(job.seconds / took).toFixed(1)} ×`), make("span", { textContent: [job.size, job.engine].filter(Boolean).join(" · ") })];
   box.facts.replaceChildren(...values);
+}
+
+function showResult(box, job) {
   const sheet = make("canvas", { className: "sheet", role: "img", ariaLabel: say("sheet") });
   const playing = box.body.querySelector("video");
   box.body.className = "job-body with-video";
@@ -129,6 +139,10 @@ function showFailure(box, job) {
 
 export function showJobs() {
   showForm();
+  for (const box of boxes.values()) {
+    showWords(box, box.job);
+    showActions(box, box.job);
+  }
   if (!speech) $("choose-audio").textContent = say("chooseSpeech");
 }
 

@@ -23,7 +23,8 @@ export async function drawSheet(canvas, url, bbox) {
   const content = await (await fetch(url)).blob();
   const video = document.createElement("video");
   video.muted = true;
-  video.src = URL.createObjectURL(content);
+  const address = URL.createObjectURL(content);
+  video.src = address;
   await once(video, "loadeddata");
   canvas.width = COLUMNS * SIDE;
   canvas.height = 2 * SIDE + WAVE;
@@ -34,7 +35,9 @@ export async function drawSheet(canvas, url, bbox) {
     await once(video, "seeked");
     pen.drawImage(video, ...shown, (i % COLUMNS) * SIDE + 2, Math.floor(i / COLUMNS) * SIDE, SIDE - 4, SIDE - 4);
   }
-  URL.revokeObjectURL(video.src);
+  video.removeAttribute("src");
+  video.load();
+  URL.revokeObjectURL(address);
   await drawWave(pen, content, canvas);
 }
 

@@ -24,9 +24,9 @@ function push(name, value) {
   if (series[name].length > POINTS) series[name].shift();
 }
 
-function showHealth(state, words) {
+function showHealth(state, words, short) {
   $("health").dataset.state = state;
-  $("health-text").textContent = words;
+  $("health-text").replaceChildren(make("span", { className: "long", textContent: words }), make("span", { className: "short", textContent: short, ariaHidden: "true" }));
 }
 
 function stagesOf(metrics) {
@@ -61,7 +61,7 @@ async function look() {
   push("queue", status.queued + status.queue_depth);
   const fits = { n: status.active_sessions, m: status.capacity };
   const full = status.active_sessions >= status.capacity;
-  showHealth(status.status === "draining" ? "bad" : full ? "full" : "good", status.status === "draining" ? say("draining") : `${say("ready")} · ${say("fits", fits)}`);
+  showHealth(status.status === "draining" ? "bad" : full ? "full" : "good", status.status === "draining" ? say("draining") : `${say("ready")} · ${say("fits", fits)}`, `${fits.n}/${fits.m}`);
   $("sessions-now").textContent = `${fits.n} / ${fits.m}`;
   $("queue-now").textContent = series.queue.at(-1);
   $("answer-now").textContent = say("ms", { n: series.answer.at(-1) });
@@ -79,7 +79,7 @@ async function lookAgain() {
     if (!document.hidden) await look();
     reachable = true;
   } catch (error) {
-    showHealth("bad", say("gone"));
+    showHealth("bad", say("gone"), "!");
     if (reachable) problem(error);
     reachable = false;
   }
