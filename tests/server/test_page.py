@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shutil
@@ -26,6 +27,7 @@ FLAGS = (
     "--autoplay-policy=no-user-gesture-required",
 )
 WAIT_SECONDS = 90
+STATE = 'document.getElementById("screen").dataset.state'
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER and importlib.util.find_spec("selenium")),
     reason="needs chromium, chromedriver and selenium",
@@ -99,9 +101,14 @@ class Browser:
 
     def until(self, script: str) -> Any:
         """The value of `script` once it is true."""
+        from selenium.common.exceptions import TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, WAIT_SECONDS, 0.1).until(lambda _: self.run(script))
+        waiting = WebDriverWait(self.driver, WAIT_SECONDS, 0.1)
+        with contextlib.suppress(TimeoutException):
+            return waiting.until(lambda _: self.run(script))
+        told = self.run("document.getElementById('problems').innerText + ' ' + " + STATE)
+        pytest.fail(f"never true: {script}; the page says {told!r}; {self.complaints()}")
 
     def click(self, name: str) -> None:
         self.driver.find_element("id", name).click()
@@ -131,7 +138,8 @@ def open_page(served: Served, tmp_path) -> Iterator[Callable[..., Browser]]:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme, still]})
         driver.get(f"http://127.0.0.1:{served.http_port}/")
         return Browser(driver)
 
@@ -150,7 +158,6 @@ MOUTH = """(() => {
   for (let i = 0; i < data.length; i += 4) sum += data[i];
   return sum;
 })()"""
-STATE = 'document.getElementById("screen").dataset.state'
 
 
 @needs_browser
