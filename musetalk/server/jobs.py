@@ -17,6 +17,7 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -40,6 +41,8 @@ JOBS_FOLDER = "jobs"  # in the folder of finished videos
 RECORD, STREAM, VIDEO, OWNER = "job.json", "stream.mp4", "video.mp4", "owner.lock"
 JOB_ID = re.compile(r"video_[0-9a-f]{24}")
 UPLOADED_TEMPLATE = "portrait-"  # how ids of templates begin that were made for a job's own portrait
+UPLOADED_ID = re.compile(rf"{UPLOADED_TEMPLATE}[0-9a-f]{{20}}")
+MARKS_FOLDER = "portraits"  # beside the jobs: an empty file for each such template, as old as its last use
 QUEUED_PER_THREAD = 16  # jobs that may wait for each that runs
 QUEUED_PER_CLIENT = 16
 TOLD_STEPS = 100  # of progress
@@ -94,6 +97,7 @@ class RunningJob:
         portrait: what its template is to be made of; None for one that is there.
         owner: tells other workers that this one has it.
         streamed: bytes of the stream so far.
+        writer: its encoder, while it has one.
     """
 
     job: Job
@@ -106,6 +110,20 @@ class RunningJob:
     cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
     changes: Changes = dataclasses.field(default_factory=Changes)
     streamed: int = 0
+    writer: FragmentWriter | None = None
+
+    def stop(self) -> None:
+        """Makes its thread end, even where that waits for the encoder."""
+        self.cancel.set()
+        writer = self.writer
+        if writer is not None:
+            writer.abort()
+
+
+class ElsewhereError(MuseTalkError):
+    """Another worker has the job."""
+
+    error_code = "busy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +170,8 @@ class Jobs:
         self._keys: dict[str, str] = {}
         for job in self.newest_first():
             self._keys[job.key] = job.id
-            if not job.final and self._is_abandoned(job):
-                self._end(job, "failed", _told("worker_lost", "the worker ended while it rendered 服务中断"))
+            if not job.final:
+                self._end_abandoned(job.id)
 
     def new_folder(self) -> Path:
         """Where a job's uploads go before the job is made."""
@@ -200,9 +218,14 @@ class Jobs:
         running = RunningJob(
             job, asked.folder, asked.audio, asked.portrait, asked.settings, asked.encoding, owner
         )
-        self._worker.promise()
         owner.acquire()
-        self._save(job)
+        try:
+            self._note_use(asked)
+            self._save(job)
+            self._worker.promise()
+        except BaseException:
+            owner.release()
+            raise
         self._running[job.id] = running
         if asked.key:
             self._keys[asked.key] = job.id
@@ -235,15 +258,18 @@ class Jobs:
 
         Raises:
             KeyError: there is no such job.
+            ElsewhereError: another worker renders it.
         """
-        job = self.get(job_id)
+        job, running = self.get(job_id), self.running(job_id)
         if job is None:
             raise KeyError(job_id)
-        running = self.running(job_id)
-        if running is not None and not job.final:
-            running.cancel.set()
-            self._end(job, "cancelled", _told("cancelled", "the job was cancelled 已取消"))
+        if running is not None and not running.job.final:
+            self._stop(running, "cancelled", _told("cancelled", "the job was cancelled 已取消"))
             return False
+        if running is None and not job.final and not self._end_abandoned(job_id):
+            raise ElsewhereError(
+                f"job {job_id} is rendered by another worker 由其他服务渲染", "cancel it there"
+            )
         self._forget(job)
         return True
 
@@ -262,42 +288,52 @@ class Jobs:
         with self._lock:
             overdue = [running for running in self._running.values() if running.job.deadline < now]
         for running in overdue:
-            running.cancel.set()
             words = f"it took longer than {self._worker.server.job_deadline:g} s 任务超时"
-            self._end(running.job, "failed", _told("deadline", words))
+            self._stop(running, "failed", _told("deadline", words))
 
     def sweep(self) -> None:
-        """Removes jobs that ended long ago, and the oldest where all take too much room."""
+        """Ends jobs whose worker is gone; removes those that ended long ago, and the oldest of too many."""
         server, room = self._worker.server, 0
         oldest = time.time() - 3600 * server.keep
         for folder in self.folder.glob("video_*"):
             with contextlib.suppress(OSError):  # an upload that was cut off has no record
                 if not (folder / RECORD).exists() and folder.stat().st_mtime < oldest:
                     remove_folder(folder)
-        for job in self.newest_first():
+        jobs = self.newest_first()
+        for job in jobs:
             if not job.final:
+                self._end_abandoned(job.id)
                 continue
-            room += sum(path.stat().st_size for path in (self.folder / job.id).glob("*"))
+            room += _bytes_in(self.folder / job.id)
             if room > server.keep_bytes or (job.completed_at or job.created_at) < oldest:
                 with contextlib.suppress(OSError):
                     self._forget(job)
-        self._sweep_templates(oldest)
+        self._sweep_templates(oldest, {job.template_id for job in jobs if not job.final})
 
-    def _sweep_templates(self, oldest: float) -> None:
+    def _sweep_templates(self, oldest: float, used: set[str]) -> None:
+        """Removes the templates that jobs made of their own portraits, when no job used them for long."""
         store = self._worker.service.store
-        for template_id in store.template_ids():
+        for mark in (self.folder / MARKS_FOLDER).glob(f"{UPLOADED_TEMPLATE}*"):
+            if mark.name in used or not UPLOADED_ID.fullmatch(mark.name):
+                continue
             with contextlib.suppress(OSError, MuseTalkError):
-                made = store.found_metadata(template_id).stat().st_mtime
-                if template_id.startswith(UPLOADED_TEMPLATE) and made < oldest:
-                    store.clean(template_id)
+                if mark.stat().st_mtime < oldest:
+                    store.clean(mark.name)
+                    remove_file(mark)
+
+    def _note_use(self, asked: Asked) -> None:
+        """Marks the template that a job makes of its own portrait; a job that uses a marked one renews it."""
+        mark = self.folder / MARKS_FOLDER / asked.template_id
+        if UPLOADED_ID.fullmatch(asked.template_id) and (asked.portrait is not None or mark.exists()):
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
 
     def close(self) -> None:
         """Cancels what still runs."""
         with self._lock:
             left = list(self._running.values())
         for running in left:
-            running.cancel.set()
-            self._end(running.job, "failed", _told("worker_lost", "the worker was stopped 服务已停止"))
+            self._stop(running, "failed", _told("worker_lost", "the worker was stopped 服务已停止"))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, running: RunningJob) -> None:
@@ -346,9 +382,10 @@ class Jobs:
         request = Request(fps, place.service.config.batch_size, generate=generate, cancel=running.cancel)
         speech = _speech(running.audio)
         finished = running.folder / VIDEO
-        with FragmentWriter(picture, running.audio, running.encoding, finished=finished) as writer:
-            pump = threading.Thread(target=self._pump, args=(running, writer), name="fragments", daemon=True)
-            pump.start()
+        with (
+            FragmentWriter(picture, running.audio, running.encoding, finished=finished) as writer,
+            self._pumped(running, writer),
+        ):
             frames, info = render(opened, speech, request, clock)
             with contextlib.closing(frames):
                 for frame in frames:
@@ -360,6 +397,19 @@ class Jobs:
                     raise TooShortError(info.position)
                 writer.finish()
                 job.seconds = round(float(writer.frame_count / fps), 3)
+
+    @contextlib.contextmanager
+    def _pumped(self, running: RunningJob, writer: FragmentWriter) -> Iterator[None]:
+        """The stream is kept while the block lasts; whoever stops the job meanwhile stops the encoder."""
+        pump = threading.Thread(target=self._pump, args=(running, writer), name="fragments", daemon=True)
+        pump.start()
+        running.writer = writer
+        try:
+            if running.cancel.is_set():  # it came before there was an encoder to stop
+                writer.abort()
+            yield
+        finally:
+            running.writer = None
             writer.abort()
             pump.join()
 
@@ -387,6 +437,11 @@ class Jobs:
             if stage:
                 self._save(job)
         running.changes.tell()
+
+    def _stop(self, running: RunningJob, status: Status, error: dict[str, str]) -> None:
+        """Ends a job whose thread may be anywhere: what that makes of it afterwards doesn't count."""
+        self._end(running.job, status, error)
+        running.stop()
 
     def _end(self, job: Job, status: Status, error: dict[str, str] | None) -> None:
         """Gives a job its final state, the first one that it gets."""
@@ -421,13 +476,28 @@ class Jobs:
         running = self._running.get(job_id)
         return running.job if running is not None else self._read(job_id)
 
-    def _is_abandoned(self, job: Job) -> bool:
-        """Whether the worker that had the job is gone."""
+    def _end_abandoned(self, job_id: str) -> bool:
+        """Fails a job whose worker is gone; False when its worker, this one perhaps, still has it."""
+        if self.running(job_id) is not None:
+            return False
         try:
-            with _owner_lock(self.folder / job.id).acquire(timeout=0):
-                return True
+            with _owner_lock(self.folder / job_id).acquire(timeout=0):
+                job = self._read(job_id)  # it may have ended since it was read
+                if job is not None and not job.final:
+                    words = "the worker ended while it rendered 服务中断"
+                    self._end(job, "failed", _told("worker_lost", words))
         except Timeout:
             return False
+        return True
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of all files that are there when each is looked at."""
+    size = 0
+    for path in folder.glob("*"):
+        with contextlib.suppress(OSError):
+            size += path.stat().st_size
+    return size
 
 
 def _owner_lock(folder: Path) -> FileLock:

@@ -37,6 +37,7 @@ BACKLOG = 512  # connections that the system holds until they are taken
 KEEP_ALIVE = 75  # seconds that an HTTP connection is kept between two requests
 HEADER_SECONDS = 60.0  # for a request's first line and headers to arrive in
 HOUSEKEEPING_SECONDS = 30  # between two looks at what is to be swept
+DEADLINE_SECONDS = 1  # between two looks at what is overdue
 
 
 def serve(worker: Worker, say: Callable[[str], None]) -> dict[str, Any]:
@@ -104,11 +105,20 @@ def _announced(worker: Worker, port: int) -> Announcement | None:
 
 
 async def _keep_house(callers: Callers) -> None:
+    """Sweeps now and then, and ends what is overdue at once: neither waits for the other."""
+    await asyncio.gather(
+        _repeat(callers.keep_house, HOUSEKEEPING_SECONDS), _repeat(callers.jobs.end_overdue, DEADLINE_SECONDS)
+    )
+
+
+async def _repeat(work: Callable[[], None], seconds: float) -> None:
+    """Does `work` for ever, `seconds` after it was done last; one that failed is logged."""
     while True:
-        await asyncio.to_thread(callers.keep_house)
-        for _ in range(HOUSEKEEPING_SECONDS):
-            callers.jobs.end_overdue()
-            await asyncio.sleep(1)
+        try:
+            await asyncio.to_thread(work)
+        except Exception:
+            log.exception("housekeeping failed, it is tried again")
+        await asyncio.sleep(seconds)
 
 
 async def _first(*waits: Any) -> None:

@@ -22,7 +22,16 @@ from starlette.exceptions import HTTPException
 from musetalk.config import Defaults, EncodingConfig, ParsingMode, PreprocessingConfig
 from musetalk.errors import CacheError, CacheMissingError, UsageError
 from musetalk.files import remove_folder
-from musetalk.server.jobs import Asked, Job, Jobs, RunningJob, digest_of, read_stream, template_of
+from musetalk.server.jobs import (
+    Asked,
+    ElsewhereError,
+    Job,
+    Jobs,
+    RunningJob,
+    digest_of,
+    read_stream,
+    template_of,
+)
 from musetalk.server.uploads import save_upload
 from musetalk.server.worker import Worker
 from musetalk.templates.store import check_template_id
@@ -114,7 +123,13 @@ def videos_router(worker: Worker, jobs: Jobs) -> APIRouter:
     def delete_video(job_id: str) -> dict[str, Any]:
         """Cancels a job that runs; removes one that has ended, with its files."""
         job = _known(jobs, job_id)
-        if jobs.remove(job_id):
+        try:
+            removed = jobs.remove(job_id)
+        except KeyError as e:  # another call removed it meanwhile
+            raise HTTPException(404, f"no video {job_id} 任务不存在") from e
+        except ElsewhereError as e:
+            raise HTTPException(409, f"{e.message}: {e.hint}") from e
+        if removed:
             return {"object": "video.deleted", "id": job_id, "deleted": True}
         return job_answer(job)
 
