@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,15 @@ from musetalk.engines.musetalk.architectures.vae import (  # noqa: E402
     TinyDecoderShape,
 )
 from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder, WhisperShape  # noqa: E402
+from musetalk.engines.musetalk.region import (  # noqa: E402
+    Rectangle,
+    decoder_of_cuts,
+    measure_norms,
+    plan_cuts,
+)
+from musetalk.engines.musetalk.tiny import decode_tiny_cuts, plan_tiny_cuts  # noqa: E402
 
+JAW = Rectangle(118, 250, 40, 230)
 NETWORKS = ("unet", "vae", "whisper", "tiny decoder")
 
 
@@ -125,3 +135,30 @@ def test_published_configurations_name_nothing_that_is_refused(tmp_path: Path) -
     written = json.loads((tmp_path / "config.json").read_text())
     published = {**written, "block_out_channels": [64, 64, 64, 64]}
     assert TinyDecoderShape.read(published) == TinyDecoderShape.read(SIZES["full"].taesd)
+
+
+def _region() -> tuple[Callable[..., Any], list[Any]]:
+    vae = Autoencoder(AutoencoderShape.read(SIZES["tiny"].vae)).eval()
+    latents, counts = torch.randn(1, 4, 32, 32), [len(block.resnets) for block in vae.decoder.up_blocks]
+    norms = measure_norms(vae, latents)
+    return decoder_of_cuts(vae, plan_cuts(JAW, counts, 32), norms), [latents]
+
+
+def _tiny_region() -> tuple[Callable[..., Any], list[Any]]:
+    decoder = TinyDecoder(TinyDecoderShape.read(SIZES["tiny"].taesd)).eval()
+    cuts = plan_tiny_cuts(JAW, decoder.shape.counts, 32).tolist()
+    return functools.partial(decode_tiny_cuts, decoder, cuts=cuts), [torch.randn(1, 4, 32, 32)]
+
+
+def _unet() -> tuple[Callable[..., Any], list[Any]]:
+    unet = UNet(UNetShape.read(SIZES["tiny"].unet)).eval()
+    fold_time_embedding(unet)
+    return unet, [torch.randn(1, 8, 32, 32), torch.randn(1, 50, 384)]
+
+
+@pytest.mark.parametrize("make", [_unet, _region, _tiny_region], ids=["unet", "region", "tiny region"])
+@torch.inference_mode()
+def test_what_is_compiled_is_one_graph(make: Callable[[], tuple[Callable[..., Any], list[Any]]]) -> None:
+    function, inputs = make()
+    whole = torch.compile(function, backend="eager", fullgraph=True)
+    _close(whole(*inputs), function(*inputs))
