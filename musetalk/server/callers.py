@@ -19,6 +19,7 @@ from musetalk.errors import InputError, MuseTalkError, UsageError
 from musetalk.server.jobs import JOBS_FOLDER, Jobs
 from musetalk.server.paths import check_output, find_input
 from musetalk.server.segments import SegmentSessions
+from musetalk.server.uploads import sweep_portraits
 from musetalk.server.worker import Worker
 from musetalk.templates.store import check_template_id
 
@@ -100,6 +101,8 @@ class Callers:
         self.sessions.end_idle()
         self.sessions.sweep()
         self.jobs.sweep()
+        server = self.worker.server
+        sweep_portraits(server.temp_dir, time.time() - 3600 * server.keep)
 
     def ping(self) -> dict[str, Any]:
         """That the worker is there."""

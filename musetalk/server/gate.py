@@ -142,15 +142,18 @@ def _limit(headers: Mapping[str, str]) -> int:
 def _limited(scope: Scope, receive: Any) -> Any:
     """`receive`, ended where a body without a stated length grows beyond its limit."""
     left = _limit(_headers(scope))
-    deadline = asyncio.get_running_loop().time() + (BODY_SECONDS if left == MAX_JSON else UPLOAD_SECONDS)
+    patience = BODY_SECONDS if left == MAX_JSON else UPLOAD_SECONDS
+    deadline: float | None = None  # from the first look on: a call may have waited for its turn before
     arriving = scope["type"] == "http"
 
     async def counted() -> Any:
-        nonlocal left, arriving
+        nonlocal left, arriving, deadline
         if not arriving:
             return await receive()
+        now = asyncio.get_running_loop().time()
+        deadline = deadline or now + patience
         try:
-            message = await asyncio.wait_for(receive(), deadline - asyncio.get_running_loop().time())
+            message = await asyncio.wait_for(receive(), deadline - now)
         except asyncio.TimeoutError:
             return {"type": "http.disconnect"}
         left -= len(message.get("body", b""))

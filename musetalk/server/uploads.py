@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import IO, Literal
 
 from musetalk.errors import InputError, OutputError
+from musetalk.files import remove_file, remove_folder, replace_file
 
 Kind = Literal["picture", "sound"]
 
+PORTRAITS_FOLDER = "portraits"  # in the folder of uploads: what templates are made of
 BLOCK = 1 << 20  # bytes
 HEAD = 16  # bytes that tell what a file is
 PICTURES = {
@@ -83,3 +87,32 @@ def save_upload(source: IO[bytes], folder: Path, stem: str, kind: Kind, limit: i
     except OSError as e:
         raise OutputError(f"the upload can't be kept: {e.strerror}", "free disk space 请检查磁盘空间") from e
     return path, digest.hexdigest()
+
+
+def keep_portrait(source: IO[bytes], folder: Path, limit: int) -> Path:
+    """An upload under its content's sha256: the same bytes are one file, and no others ever overwrite it.
+
+    Args:
+        folder: of all uploads; `sweep_portraits` knows it.
+        limit: bytes.
+
+    Raises:
+        InputError, OutputError: as `save_upload`.
+    """
+    portraits = folder / PORTRAITS_FOLDER
+    portraits.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=portraits, prefix="arriving-", ignore_cleanup_errors=True
+    ) as arriving:
+        saved, sha256 = save_upload(source, Path(arriving), "portrait", "picture", limit)
+        kept = portraits / f"{sha256}{saved.suffix}"
+        replace_file(saved, kept)
+    return kept
+
+
+def sweep_portraits(folder: Path, oldest: float) -> None:
+    """Removes the kept portraits that came before `oldest`, seconds since 1970."""
+    for path in (folder / PORTRAITS_FOLDER).glob("*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                remove_folder(path) if path.is_dir() else remove_file(path)

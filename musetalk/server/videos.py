@@ -32,7 +32,7 @@ from musetalk.server.jobs import (
     read_stream,
     template_of,
 )
-from musetalk.server.uploads import save_upload
+from musetalk.server.uploads import keep_portrait, save_upload
 from musetalk.server.worker import Worker
 from musetalk.templates.store import check_template_id
 
@@ -171,9 +171,7 @@ def templates_router(worker: Worker) -> APIRouter:
         settings = dataclasses.replace(
             worker.service.settings, bbox_shift=bbox_shift, parsing_mode=parsing_mode, idle_motion=idle_motion
         )
-        folder = worker.server.temp_dir / template_id
-        folder.mkdir(parents=True, exist_ok=True)
-        source, _ = save_upload(file.file, folder, "portrait", "picture", MAX_UPLOAD)
+        source = keep_portrait(file.file, worker.server.temp_dir, MAX_UPLOAD)
         worker.preprocess(template_id, source, settings, force)
         return template_answer(worker, template_id)
 

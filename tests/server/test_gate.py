@@ -225,3 +225,27 @@ def test_a_refusal_names_no_folder_of_the_server(shared):
     with pytest.raises(InputError) as refusal:
         find_input("/srv/private/customer.wav", [shared], [shared])
     assert str(shared) not in str(refusal.value) and "/srv" not in refusal.value.message
+
+
+def test_a_call_that_waited_for_its_turn_is_not_taken_for_one_whose_body_never_came():
+    async def looked_late() -> str:
+        loop, late = asyncio.get_running_loop(), 0.0
+        clock = loop.time
+        loop.time = lambda: clock() + late
+        kinds: list[str] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            nonlocal late
+            late = gate.BODY_SECONDS + 1
+            kinds.append((await receive())["type"])
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(0)
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        headers = [(b"host", b"localhost")]
+        scope = {"type": "http", "path": "/", "client": ("127.0.0.1", 5), "headers": headers}
+        await Gate(app, LOCAL)(scope, receive, None)
+        return kinds[0]
+
+    assert asyncio.run(looked_late()) == "http.request"

@@ -10,11 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from musetalk.config import EncodingConfig, PreprocessingConfig, ServerConfig
 from musetalk.errors import BusyError, OutputError
 from musetalk.server import serve
 from musetalk.server.jobs import MARKS_FOLDER, RECORD, Asked, ElsewhereError, Jobs, _owner_lock
+from musetalk.server.videos import videos_router
 from musetalk.templates.store import TemplateStore
 
 LONG_AGO = 1_000_000_000  # seconds since 1970
@@ -233,3 +236,17 @@ def test_housekeeping_goes_on_after_a_round_that_failed(monkeypatch):
 
     sweeps, deadlines = asyncio.run(kept())
     assert sweeps >= 2 and deadlines >= 1
+
+
+@pytest.mark.parametrize(("failure", "status"), [(KeyError("gone"), 404), (ElsewhereError("busy"), 409)])
+def test_a_job_that_cannot_be_removed_here_is_told_as_such(worker, tmp_path, monkeypatch, failure, status):
+    jobs = Jobs(worker, tmp_path / "jobs")
+    job, _ = jobs.submit(asked(jobs))
+
+    def remove(self, job_id):
+        raise failure
+
+    monkeypatch.setattr(Jobs, "remove", remove)
+    app = FastAPI()
+    app.include_router(videos_router(worker, jobs))
+    assert TestClient(app).delete(f"/v1/videos/{job.id}").status_code == status
