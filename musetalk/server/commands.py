@@ -164,7 +164,7 @@ def _inference(worker: Worker, body: CommandRequest, say: Say, cancel: threading
         frames_dir=Path(body.frames_dir) if body.frames_dir else None,
         template_dir=Path(body.template_dir) if body.template_dir else None,
         settings=_settings(body),
-        encoding=EncodingConfig(**body.encoding),
+        encoding=_encoding(body),
         conduct=Conduct(cancel=cancel, progress=progress, bar=False),
     )
     return dict(answer)
@@ -175,3 +175,10 @@ def _settings(body: CommandRequest) -> PreprocessingConfig:
         return PreprocessingConfig(**body.settings)
     except TypeError as e:
         raise InputError(f"settings {json.dumps(body.settings)[:200]} can't be used", "see --help") from e
+
+
+def _encoding(body: CommandRequest) -> EncodingConfig:
+    try:
+        return EncodingConfig(**body.encoding)
+    except TypeError as e:
+        raise InputError(f"encoding {json.dumps(body.encoding)[:200]} can't be used", "see --help") from e
