@@ -35,9 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other programs of this machine downloaded is not there."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no hub cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(Path(__file__).parent / "no hub cache"))
 
 
 @pytest.fixture
