@@ -36,6 +36,16 @@ _AU_HEADER = struct.Struct(">4s5I")  # magic, data offset, data size, encoding, 
 logger = logging.getLogger(__name__)
 
 
+def float_samples(samples: np.ndarray) -> np.ndarray:
+    """16-bit samples as float32 of full scale 1, as ffmpeg makes them."""
+    return samples.astype(np.float32) / 32_768
+
+
+def int16_samples(samples: np.ndarray) -> np.ndarray:
+    """Float samples of full scale 1 as 16-bit ones; louder ones are cut."""
+    return (samples * 32_767).clip(-32_767, 32_767).astype(np.int16)
+
+
 @dataclass(frozen=True)
 class AudioInfo:
     """What a sound file says of itself.

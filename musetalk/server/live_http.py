@@ -27,6 +27,7 @@ from musetalk.config import Defaults
 from musetalk.errors import InputError, MuseTalkError, UsageError
 from musetalk.media.audio import SAMPLE_RATE
 from musetalk.server.live import LiveSession, LiveSessions
+from musetalk.server.live_sound import SpeechSender
 from musetalk.server.viewers import Viewer
 from musetalk.server.whep import Peers, check_available
 
@@ -34,6 +35,7 @@ NO_SESSION = 4404  # close codes of sockets
 ENDED = 4410
 END_SECONDS = 2.0  # in which an ended session frees its place
 RAW_TYPES = ("audio/pcm", "audio/l16", "audio/raw")
+MAX_EVENTS = 256  # that wait for a client who doesn't read
 KNOWN_MESSAGES = ("config", "speak_end", "interrupt", "keep_alive")
 
 
@@ -192,27 +194,28 @@ async def _connected(
 
 async def _converse(websocket: WebSocket, session: LiveSession) -> None:
     """Takes speech and messages until either side ends."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](MAX_EVENTS)
+    events.put_nowait({"type": "ready", "sample_rate": SAMPLE_RATE, **session.status()})
+    sender = SpeechSender(session.speech)
     forget = session.listen(lambda event: _put(loop, events, event))
-    await _send(websocket, {"type": "ready", "sample_rate": SAMPLE_RATE, **session.status()})
     telling = asyncio.create_task(_tell(websocket, events))
     try:
         while (message := await websocket.receive())["type"] != "websocket.disconnect":
             session.sign()
             try:
                 if message.get("bytes"):
-                    session.speech.push_pcm(message["bytes"])
+                    sender.push_pcm(message["bytes"])
                 elif message.get("text"):
-                    for reply in _heed(session, message["text"]):
-                        events.put_nowait(reply)
+                    for reply in _heed(session, sender, message["text"]):
+                        _put_newest(events, reply)
             except MuseTalkError as e:
-                events.put_nowait(_error(e))
+                _put_newest(events, _error(e))
     finally:
         forget()
         telling.cancel()
 
 
-def _heed(session: LiveSession, text: str) -> Iterator[dict[str, Any]]:
+def _heed(session: LiveSession, sender: SpeechSender, text: str) -> Iterator[dict[str, Any]]:
     """Does what a text message asks.
 
     Raises:
@@ -224,10 +227,10 @@ def _heed(session: LiveSession, text: str) -> Iterator[dict[str, Any]]:
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise UsageError("the message is no JSON object with a type", 'send {"type": "speak_end"}') from e
     if kind == "config":
-        session.speech.set_rate(message.get("sample_rate", SAMPLE_RATE))
+        sender.set_rate(message.get("sample_rate", SAMPLE_RATE))
         session.speech.set_realtime(bool(message.get("realtime")))
     elif kind == "speak_end":
-        session.speech.end()
+        sender.end()
     elif kind == "interrupt":
         yield {"type": "interrupted", "position": session.interrupt()}
     elif kind != "keep_alive":
@@ -305,17 +308,14 @@ def mime_type(header: bytes) -> str:
 async def _hear_stream(session: LiveSession, request: Request, rate: int) -> float:
     """Pushes raw s16le samples as they come, as one utterance; its seconds."""
     interrupts, samples = session.interrupts, 0
-    session.speech.set_rate(rate)
-    try:
-        async for content in request.stream():
-            if session.ended or session.interrupts != interrupts:
-                break
-            session.sign()
-            samples += session.speech.push_pcm(content)
-        else:
-            samples += session.speech.end()
-    finally:
-        session.speech.set_rate(SAMPLE_RATE)
+    sender = SpeechSender(session.speech, rate)
+    async for content in request.stream():
+        if session.ended or session.interrupts != interrupts:
+            break
+        session.sign()
+        samples += sender.push_pcm(content)
+    else:
+        samples += sender.end()
     return samples / SAMPLE_RATE
 
 
@@ -357,7 +357,14 @@ def _error(error: MuseTalkError) -> dict[str, Any]:
 
 def _put(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], event: dict[str, Any]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has ended before the session
-        loop.call_soon_threadsafe(events.put_nowait, event)
+        loop.call_soon_threadsafe(_put_newest, events, event)
+
+
+def _put_newest(events: asyncio.Queue[Any], event: dict[str, Any]) -> None:
+    """Appends an event; where the client doesn't read, the oldest is dropped for it."""
+    if events.full():
+        events.get_nowait()
+    events.put_nowait(event)
 
 
 async def _send(websocket: WebSocket, message: dict[str, Any]) -> None:

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from musetalk.errors import BusyError, InputError
-from musetalk.media.audio import MAX_SAMPLE_RATE, SAMPLE_RATE
+from musetalk.media.audio import MAX_SAMPLE_RATE, SAMPLE_RATE, float_samples
 
 START_SAMPLES = SAMPLE_RATE * 40 // 1000  # of speech that are there before it begins to be heard
 SPOKEN_LATE = SAMPLE_RATE // 4  # samples of a microphone's that may wait before pauses in it are shortened
 TOO_LATE = SAMPLE_RATE  # … before it is cut, pause or not
 QUIET = 0.01  # of full scale: no sample of a pause is louder
 MAX_WAITING = SAMPLE_RATE * 300  # samples of speech that may wait to be heard
-FULL_SCALE = 32_768  # of 16-bit samples
 
 
 class Sound(NamedTuple):
@@ -44,26 +43,12 @@ class SpeechQueue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blocks: deque[np.ndarray] = deque()
-        self._resampler: Any = None
-        self._rate = SAMPLE_RATE
-        self._odd = b""
         self._flows = False
         self._ended = False
         self._realtime = False
         self._passed = 0  # samples of silence since speech began to wait
         self.waiting = 0
-
-    def set_rate(self, rate: int) -> None:
-        """The rate (Hz) of what is pushed from now on.
-
-        Raises:
-            InputError: no sound has such a rate.
-        """
-        if not isinstance(rate, int) or not 1000 <= rate <= MAX_SAMPLE_RATE:
-            raise InputError(f"rate is {rate!r} 采样率无效", f"send a rate from 1000 to {MAX_SAMPLE_RATE} Hz")
-        with self._lock:
-            self._finish_resampling()
-            self._rate = rate
+        self.cleared = 0  # how often all was forgotten
 
     def set_realtime(self, realtime: bool) -> None:
         """Whether speech comes from a microphone: then what waits too long is shortened at its pauses.
@@ -74,45 +59,35 @@ class SpeechQueue:
         with self._lock:
             self._realtime = realtime
 
-    def push_pcm(self, content: bytes) -> int:
-        """Appends s16le bytes, cut anywhere; returns the samples at 16 kHz that came of them.
+    def push(self, samples: np.ndarray) -> int:
+        """Appends (n,) float32 samples at 16 kHz; returns n.
 
         Raises:
             BusyError: more waits than may.
         """
         with self._lock:
-            content = self._odd + content
-            whole = len(content) // 2 * 2
-            self._odd = content[whole:]
-            samples = np.frombuffer(content[:whole], "<i2").astype(np.float32) / FULL_SCALE
-            return self._append(self._at_16_khz(samples))
+            if self.waiting + len(samples) > MAX_WAITING:
+                raise BusyError(
+                    f"{self.waiting // SAMPLE_RATE} s of speech wait already 待播语音过多",
+                    "send speech at most some minutes ahead",
+                    10,
+                )
+            if len(samples):
+                self._blocks.append(samples.astype(np.float32, copy=False))
+                self.waiting += len(samples)
+            return len(samples)
 
-    def push(self, samples: np.ndarray) -> None:
-        """Appends (n,) float32 samples at 16 kHz.
-
-        Raises:
-            BusyError: more waits than may.
-        """
+    def end(self) -> None:
+        """Says that an utterance is complete: what is there is heard without waiting for more."""
         with self._lock:
-            self._append(samples)
-
-    def end(self) -> int:
-        """Says that an utterance is complete: what is there is heard without waiting for more.
-
-        Returns:
-            Samples at 16 kHz that the resampler had kept back until now.
-        """
-        with self._lock:
-            kept_back = self._finish_resampling()
-            self._odd = b""
             self._ended = True
-            return kept_back
 
     def clear(self) -> None:
         """Forgets all that isn't heard yet."""
         with self._lock:
             self._blocks.clear()
-            self._resampler, self._odd, self.waiting = None, b"", 0
+            self.waiting = 0
+            self.cleared += 1
             self._flows = self._ended = False
 
     def take(self, n: int) -> Sound:
@@ -159,17 +134,58 @@ class SpeechQueue:
         self.waiting -= n - missing
         return np.concatenate(taken)
 
-    def _append(self, samples: np.ndarray) -> int:
-        if self.waiting + len(samples) > MAX_WAITING:
-            raise BusyError(
-                f"{self.waiting // SAMPLE_RATE} s of speech wait already 待播语音过多",
-                "send speech at most some minutes ahead",
-                10,
-            )
-        if len(samples):
-            self._blocks.append(samples.astype(np.float32, copy=False))
-            self.waiting += len(samples)
-        return len(samples)
+
+class SpeechSender:
+    """One sender of samples: their rate, and what of them isn't whole yet, are his alone.
+
+    Args:
+        queue: takes his speech, as it takes that of others.
+        rate: Hz.
+
+    Raises:
+        InputError: no sound has such a rate.
+    """
+
+    def __init__(self, queue: SpeechQueue, rate: int = SAMPLE_RATE) -> None:
+        self._queue = queue
+        self._odd = b""
+        self._resampler: Any = None
+        self._cleared = queue.cleared
+        self.set_rate(rate)
+
+    def set_rate(self, rate: int) -> None:
+        """The rate (Hz) of what he pushes from now on.
+
+        Raises:
+            InputError: no sound has such a rate.
+        """
+        if not isinstance(rate, int) or not 1000 <= rate <= MAX_SAMPLE_RATE:
+            raise InputError(f"rate is {rate!r} 采样率无效", f"send a rate from 1000 to {MAX_SAMPLE_RATE} Hz")
+        self._finish_resampling()
+        self._rate = rate
+
+    def push_pcm(self, content: bytes) -> int:
+        """Appends s16le bytes, cut anywhere; returns the samples at 16 kHz that came of them.
+
+        Raises:
+            BusyError: more waits than may.
+        """
+        self._forget_cleared()
+        content = self._odd + content
+        whole = len(content) // 2 * 2
+        self._odd = content[whole:]
+        return self._queue.push(self._at_16_khz(float_samples(np.frombuffer(content[:whole], "<i2"))))
+
+    def end(self) -> int:
+        """Says that his utterance is complete.
+
+        Returns:
+            Samples at 16 kHz that the resampler had kept back until now.
+        """
+        kept_back = self._finish_resampling()
+        self._odd = b""
+        self._queue.end()
+        return kept_back
 
     def _at_16_khz(self, samples: np.ndarray) -> np.ndarray:
         if self._rate == SAMPLE_RATE:
@@ -181,11 +197,17 @@ class SpeechQueue:
         return self._resampler.resample_chunk(samples)  # type: ignore[no-any-return]
 
     def _finish_resampling(self) -> int:
+        self._forget_cleared()
         if self._resampler is None:
             return 0
         rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
         self._resampler = None
-        return self._append(rest)
+        return self._queue.push(rest)
+
+    def _forget_cleared(self) -> None:
+        """Drops what is kept of speech that an interrupt has dropped."""
+        if self._cleared != self._queue.cleared:
+            self._cleared, self._resampler, self._odd = self._queue.cleared, None, b""
 
 
 class HeardSound:

@@ -18,7 +18,7 @@ import numpy as np
 
 from musetalk.config import EncodingConfig
 from musetalk.errors import MuseTalkError
-from musetalk.media.audio import SAMPLE_RATE
+from musetalk.media.audio import SAMPLE_RATE, int16_samples
 from musetalk.media.fragments import Fragment, FragmentWriter, Picture
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ LIVE_ENCODING = EncodingConfig(preset="ultrafast", crf=21)
 LIVE_KEY_SECONDS = 0.5  # between key frames: what a viewer who joins is given at once, at most
 LIVE_FRAGMENT_SECONDS = 0.08
 FALLEN_BEHIND = 24  # fragments that may wait for a viewer: some two seconds
-FULL_SCALE = 32_767  # of 16-bit samples
 
 
 class Output(Protocol):
@@ -114,19 +113,23 @@ class Viewers:
         self._writer: FragmentWriter | None = None
         self._header: Fragment | None = None
         self._since_key: list[Fragment] = []
+        self._closed = False
         self.encoders_started = 0
 
     def __len__(self) -> int:
         return len(self._viewers)
 
     def join(self, wake: Callable[[], None]) -> Viewer:
-        """A new viewer, who is given the stream from its last key frame on.
+        """A new viewer, who is given the stream from its last key frame on; one who comes too late has ended.
 
         Raises:
             EngineError: there is no ffmpeg.
         """
         viewer = Viewer(wake)
         with self._lock:
+            if self._closed:
+                viewer.end()
+                return viewer
             if self._header is not None:
                 for fragment in (self._header, *self._since_key):
                     viewer.offer(fragment)
@@ -149,7 +152,7 @@ class Viewers:
         if writer is None:
             return
         try:
-            writer.write_sound((samples * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE).astype(np.int16))
+            writer.write_sound(int16_samples(samples))
             writer.write(i420)
         except MuseTalkError as e:
             with self._lock:
@@ -159,8 +162,9 @@ class Viewers:
                     self._end_all()
 
     def close(self) -> None:
-        """Ends the encoder and every viewer."""
+        """Ends the encoder and every viewer, those who come later too."""
         with self._lock:
+            self._closed = True
             self._stop()
             self._end_all()
 

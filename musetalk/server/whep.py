@@ -10,20 +10,20 @@ import asyncio
 import contextlib
 import importlib.util
 import secrets
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from musetalk.errors import EngineError, InputError
-from musetalk.media.audio import SAMPLE_RATE
+from musetalk.media.audio import SAMPLE_RATE, int16_samples
 
 if TYPE_CHECKING:
     from musetalk.server.live import LiveSession
 
 VIDEO_CLOCK = 90_000  # Hz, of RTP's pictures
 FALLEN_BEHIND = 12  # frames that may wait for a viewer
-FULL_SCALE = 32_767  # of 16-bit samples
 
 
 def check_available() -> None:
@@ -38,14 +38,14 @@ class Peers:
     """The WebRTC viewers of all sessions."""
 
     def __init__(self) -> None:
-        self._peers: dict[str, tuple[LiveSession, Any, PeerOutput]] = {}
+        self._peers: dict[str, tuple[LiveSession, Any, PeerOutput, Callable[[], None]]] = {}
 
     async def answer(self, session: LiveSession, offer: str) -> tuple[str, str]:
         """Connects a viewer: his id and the answer to his SDP `offer`.
 
         Raises:
             EngineError: aiortc isn't installed.
-            InputError: the offer can't be used.
+            InputError: the offer can't be used, or the session has ended.
         """
         check_available()
         from aiortc import RTCPeerConnection, RTCSessionDescription
@@ -60,14 +60,16 @@ class Peers:
         except Exception as e:
             await connection.close()
             raise InputError(f"the offer can't be used: {e} SDP无效", "send a WHEP offer") from e
-        self._peers[peer_id] = (session, connection, output)
-        self._watch(peer_id, session, connection)
+        self._peers[peer_id] = (session, connection, output, self._watch(peer_id, session, connection))
         session.connect()
         session.add_output(output)
+        if session.ended:  # the end may have been told before anybody here listened
+            await self.close(peer_id)
+            raise InputError("the session has ended 会话已结束", "POST /v1/sessions makes another")
         return peer_id, connection.localDescription.sdp
 
-    def _watch(self, peer_id: str, session: LiveSession, connection: Any) -> None:
-        """Closes a viewer who is lost, and every viewer of a session that ends."""
+    def _watch(self, peer_id: str, session: LiveSession, connection: Any) -> Callable[[], None]:
+        """Closes a viewer who is lost, and every viewer of a session that ends; returns what ends that."""
         loop = asyncio.get_running_loop()
 
         @connection.on("connectionstatechange")
@@ -80,13 +82,14 @@ class Peers:
                 with contextlib.suppress(RuntimeError):  # the loop has ended before the session
                     asyncio.run_coroutine_threadsafe(self.close(peer_id), loop)
 
-        session.listen(told)
+        return session.listen(told)
 
     async def close(self, peer_id: str) -> bool:
         """Ends a viewer; whether there was one."""
-        session, connection, output = self._peers.pop(peer_id, (None, None, None))
-        if session is None or connection is None or output is None:
+        if peer_id not in self._peers:
             return False
+        session, connection, output, forget = self._peers.pop(peer_id)
+        forget()
         session.remove_output(output)
         session.disconnect()
         output.end()
@@ -120,7 +123,7 @@ class PeerOutput:
         picture = VideoFrame.from_ndarray(i420, format="yuv420p")
         picture.pts = int(self._frames * VIDEO_CLOCK / self._fps)
         picture.time_base = Fraction(1, VIDEO_CLOCK)
-        pcm = (samples * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE).astype(np.int16)
+        pcm = int16_samples(samples)
         sound = AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
         sound.sample_rate, sound.pts, sound.time_base = SAMPLE_RATE, self._samples, Fraction(1, SAMPLE_RATE)
         self._frames += 1

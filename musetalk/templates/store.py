@@ -418,14 +418,15 @@ class TemplateStore:
             shutil.copyfileobj(source, stream, HASH_BLOCK)
 
     def clean(self, template_id: str) -> int:
-        """Removes the template's files; returns how many there were."""
+        """Removes the template's files, those in a folder of its own too; returns how many there were."""
         paths = (
             self.metadata_path(template_id),
             self.pickle_path(template_id),
             self.preview_path(template_id),
         )
+        nested = (self.cache_dir / template_id / path.name for path in paths)
         with self.lock(template_id):
-            present = [path for path in paths if path.exists()]
+            present = [path for path in (*paths, *nested) if path.exists()]
             for path in present:
                 remove_file(path)
         return len(present)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -15,14 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from musetalk.media.audio import read_waveform
 from musetalk.media.fragments import begins_with_key
 from musetalk.media.video import read_video
+from musetalk.server import live_http
 from musetalk.server.live_http import ENDED, NO_SESSION, mime_type
 from tests.served import Served
+from tests.server.live_stand_ins import session as stand_in_session
 
 TEMPLATE = "小哈 (1)"
 RATE = 16_000
@@ -278,3 +282,56 @@ def test_the_end_of_a_session_closes_what_belongs_to_it(served, session):
         served.call("POST", session["addresses"]["speech"], wav(0.1), {"Content-Type": "audio/wav"})[0] == 404
     )
     assert served.call("DELETE", f"/v1/sessions/{session['session_id']}")[0] == 404
+
+
+class Deaf:
+    """A client's socket that takes nothing until he has sent all that he will."""
+
+    def __init__(self, live, events: int, *, lost: bool = False):
+        self.live, self.events, self.lost = live, events, lost
+        self.sent: list[dict[str, Any]] = []
+        self.reads, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def send_text(self, text: str) -> None:
+        if self.lost:
+            raise WebSocketDisconnect
+        await self.reads.wait()
+        self.sent.append(json.loads(text))
+        if self.sent[-1].get("position") == self.events - 1:
+            self.ended.set()
+
+    async def receive(self) -> dict[str, Any]:
+        for n in range(self.events):
+            self.live._tell({"type": "playback", "position": n})
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.reads.set()
+        if self.events:
+            await self.ended.wait()
+        return {"type": "websocket.disconnect"}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_socket_leaves_no_listener_in_its_session(lost):
+    live = stand_in_session()
+
+    async def conversed() -> Deaf:
+        client = Deaf(live, 0, lost=lost)
+        with contextlib.suppress(WebSocketDisconnect):
+            await live_http._converse(client, live)
+        return client
+
+    asyncio.run(conversed())
+    assert live._listeners == ()
+
+
+def test_a_client_who_does_not_read_is_told_only_the_newest():
+    live = stand_in_session()
+
+    async def conversed() -> Deaf:
+        client = Deaf(live, 5000)
+        await live_http._converse(client, live)
+        return client
+
+    client = asyncio.run(conversed())
+    assert client.sent[-1]["position"] == 4999 and len(client.sent) <= live_http.MAX_EVENTS + 1

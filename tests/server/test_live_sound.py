@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from musetalk.errors import BusyError, InputError
-from musetalk.server.live_sound import MAX_WAITING, SPOKEN_LATE, START_SAMPLES, HeardSound, Sound, SpeechQueue
+from musetalk.server.live_sound import (
+    MAX_WAITING,
+    SPOKEN_LATE,
+    START_SAMPLES,
+    HeardSound,
+    Sound,
+    SpeechQueue,
+    SpeechSender,
+)
 
 
 def ramp(n: int, first: int = 1) -> np.ndarray:
@@ -67,12 +75,13 @@ def test_the_end_may_be_said_after_the_last_of_it_was_heard():
 
 def test_what_was_cleared_is_never_heard():
     speech = SpeechQueue()
+    sender = SpeechSender(speech)
     speech.push(ramp(5000))
-    speech.push_pcm(b"\1")
+    sender.push_pcm(b"\1")
     speech.take(320)
     speech.clear()
     assert speech.waiting == 0 and not speech.take(5000).samples.any()
-    speech.push_pcm(pcm(np.full(START_SAMPLES, 0.5)))
+    sender.push_pcm(pcm(np.full(START_SAMPLES, 0.5)))
     assert (speech.take(START_SAMPLES).samples == 0.5).all()
 
 
@@ -80,8 +89,9 @@ def test_what_was_cleared_is_never_heard():
 def test_bytes_may_be_cut_anywhere(size):
     samples = np.random.default_rng(1).integers(-32_768, 32_768, 5000).astype(np.float32) / 32_768
     speech, content = SpeechQueue(), pcm(samples)
+    sender = SpeechSender(speech)
     for at in range(0, len(content), size):
-        speech.push_pcm(content[at : at + size])
+        sender.push_pcm(content[at : at + size])
     assert np.array_equal(speech.take(5000).samples, samples)
 
 
@@ -93,10 +103,10 @@ def test_another_rate_is_resampled_the_same_in_any_pieces(rate):
     content, heard = pcm(samples), []
     for size in (rate // 50 * 2, rate * 666 // 1000 // 2 * 2, len(content)):
         speech = SpeechQueue()
-        speech.set_rate(rate)
+        sender = SpeechSender(speech, rate)
         for at in range(0, len(content), size):
-            speech.push_pcm(content[at : at + size])
-        speech.end()
+            sender.push_pcm(content[at : at + size])
+        sender.end()
         assert abs(speech.waiting - 16_000) <= 1
         heard.append(speech.take(16_000).samples)
     assert np.array_equal(heard[0], heard[2]) and np.array_equal(heard[1], heard[2])
@@ -107,14 +117,26 @@ def test_another_rate_is_resampled_the_same_in_any_pieces(rate):
 @pytest.mark.parametrize("rate", [0, -1, 10**9, "16000", None, 16_000.5])
 def test_no_sound_has_such_a_rate(rate):
     with pytest.raises(InputError):
-        SpeechQueue().set_rate(rate)
+        SpeechSender(SpeechQueue()).set_rate(rate)
+
+
+def test_a_rate_is_its_sender_s_alone():
+    speech = SpeechQueue()
+    microphone = SpeechSender(speech, 48_000)
+    microphone.push_pcm(pcm(np.full(24_000, 0.5)))
+    upload = SpeechSender(speech)
+    assert upload.push_pcm(pcm(np.full(1600, 0.25))) == 1600
+    upload.end()
+    microphone.push_pcm(pcm(np.full(24_000, 0.5)))
+    microphone.end()
+    assert speech.waiting == 16_000 + 1600
 
 
 def test_more_than_some_minutes_ahead_is_refused_and_what_waits_is_kept():
     speech = SpeechQueue()
     speech.push(np.ones(MAX_WAITING, np.float32))
     with pytest.raises(BusyError):
-        speech.push_pcm(b"\0\0")
+        SpeechSender(speech).push_pcm(b"\0\0")
     assert speech.waiting == MAX_WAITING
 
 

@@ -149,3 +149,10 @@ def test_an_encoder_that_dies_ends_its_viewers_and_not_the_session():
     viewers._writer.abort()
     feed(viewers, live, lambda: watching.viewer.over)
     assert viewers._writer is None and not live.ended
+
+
+def test_who_joins_when_the_session_has_ended_starts_no_encoder():
+    live = session()
+    live.viewers.close()
+    viewer = live.viewers.join(lambda: None)
+    assert viewer.over and (len(live.viewers), live.viewers.encoders_started) == (0, 0)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musetalk.errors import EngineError
+from musetalk.errors import EngineError, InputError
 from musetalk.server import whep
 from tests.served import Served
+from tests.server.live_stand_ins import session as stand_in_session
 
 TEMPLATE = "小哈 (1)"
 needs_aiortc = pytest.mark.skipif(
@@ -125,3 +126,42 @@ def test_without_it_the_route_answers_501(monkeypatch):
     app = FastAPI()
     app.include_router(live_http.live_router(One(None)))
     assert TestClient(app).post("/v1/sessions/a/whep", content=b"").status_code == 501
+
+
+async def offered() -> str:
+    from aiortc import RTCPeerConnection
+
+    viewer = RTCPeerConnection()
+    for kind in ("video", "audio"):
+        viewer.addTransceiver(kind, direction="recvonly")
+    await viewer.setLocalDescription(await viewer.createOffer())
+    sdp = viewer.localDescription.sdp
+    await viewer.close()
+    return sdp
+
+
+@needs_aiortc
+def test_a_viewer_who_has_gone_leaves_nothing_in_the_session():
+    live = stand_in_session()
+
+    async def come_and_gone() -> None:
+        peers = whep.Peers()
+        peer_id, _ = await peers.answer(live, await offered())
+        assert (len(live._listeners), len(live._outputs)) == (1, 1)
+        assert await peers.close(peer_id) and not await peers.close(peer_id)
+
+    asyncio.run(come_and_gone())
+    assert (live._listeners, live._outputs, live._connected) == ((), (), 0)
+
+
+@needs_aiortc
+def test_a_viewer_who_comes_as_the_session_ends_is_refused_and_leaves_nothing():
+    live = stand_in_session()
+    live.end("enough")
+    with pytest.raises(InputError, match="has ended"):
+        asyncio.run(answered(live))
+    assert (live._listeners, live._outputs, live._connected) == ((), (), 0)
+
+
+async def answered(live: Any) -> None:
+    await whep.Peers().answer(live, await offered())

@@ -398,3 +398,14 @@ def test_list_info_export_and_clean(tmp_path):
     store.export("b", tmp_path / "copy" / "state.pkl")
     assert file_sha256(tmp_path / "copy" / "state.pkl") == file_sha256(store.pickle_path("b"))
     assert store.clean("b") == 3 and store.template_ids() == ["小哈"] and not store.check("b").exists
+
+
+def test_clean_removes_a_template_that_lies_in_a_folder_of_its_own(tmp_path):
+    store = TemplateStore(tmp_path / "cache")
+    publish(store, "b")
+    nested = store.cache_dir / "b"
+    nested.mkdir()
+    for path in list(store.cache_dir.glob("b_*")):
+        path.rename(nested / path.name)
+    assert store.check("b").exists and store.clean("b") == 3
+    assert not store.check("b").exists and not list(nested.iterdir())
