@@ -510,7 +510,7 @@ class LiveSessions:
             opened,
             settings,
             generate=lambda cancel: place.scheduler.generate(opened, cancel, live=True),
-            closing=lambda: self.worker.draining,
+            closing=lambda: self.worker.stopping,
         )
 
     def _run(self, session: LiveSession, places: list[Place]) -> None:

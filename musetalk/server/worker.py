@@ -90,7 +90,8 @@ class Worker:
     ) -> None:
         self.server = server
         self.started = time.monotonic()
-        self.draining = False
+        self.draining = False  # takes no more work
+        self.stopping = False  # the process ends soon, and sessions with it
         self.announcement: Announcement | None = None
         self.places = []
         engines = EngineRegistry()
@@ -338,10 +339,14 @@ class Worker:
             )
 
     def drain(self) -> bool:
-        """Takes no more work and waits for what runs, up to the grace; whether all of it ended."""
+        """Takes no more work, ends live sessions and waits for what runs, up to the grace.
+
+        Returns:
+            Whether all of it ended.
+        """
         deadline = time.monotonic() + self.server.grace
         with self._changed:
-            self.draining = True
+            self.draining = self.stopping = True
             while self.running and time.monotonic() < deadline:
                 self._changed.wait(POLL)
             return not self.running

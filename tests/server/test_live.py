@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from musetalk.server.live import (
     MOST_BEHIND,
     SILENT_SECONDS,
     TICK,
+    LiveSessions,
+    LiveSettings,
     Utterance,
     WallClock,
     scaled,
@@ -303,3 +306,17 @@ def test_lite_shows_the_same_bytes_however_speech_is_cut(lite_template, speech):
     assert len(set(whole.pictures)) > 20
     for chunk, block in ((320, 320), (5328, 1000)):
         assert rendered(chunk, block).pictures == whole.pictures
+
+
+def test_a_worker_that_takes_no_more_lets_its_sessions_go_on_until_it_stops():
+    worker = SimpleNamespace(draining=True, stopping=False)
+    service = SimpleNamespace(
+        renderer=lambda: SimpleNamespace(open=lambda name: opened()), config=SimpleNamespace(batch_size=1)
+    )
+    place = SimpleNamespace(service=service, scheduler=None)
+    live = LiveSessions(worker)._opened(place, "anna", LiveSettings())
+    live._end_when_left()
+    assert live.ended == ""
+    worker.stopping = True
+    live._end_when_left()
+    assert "stopped" in live.ended
