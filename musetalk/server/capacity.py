@@ -12,13 +12,14 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-from musetalk.config import LITE_MODELS, EncodingConfig, EngineConfig
+from musetalk.config import LITE_MODELS, EngineConfig
 from musetalk.device import usable_cores
 from musetalk.measurement import processor_seconds
 from musetalk.media.audio import SAMPLE_RATE, read_waveform
 from musetalk.media.video import VideoWriter
 from musetalk.pipeline import StageClock
 from musetalk.rendering import OpenedTemplate, Request, render
+from musetalk.server.viewers import LIVE_ENCODING
 from musetalk.service import IntegratedMuseTalkService
 
 SESSION_FPS = Fraction(25)
@@ -28,7 +29,6 @@ SPEECH = LITE_MODELS / "speech" / "demo_en.flac"
 TEMPLATE_ID = "self-test"
 FOLDER = ".self-test"  # in the cache folder: the portrait is preprocessed once
 MEASURED_SECONDS = 2  # of speech, read in blocks of one
-LIVE_ENCODING = EncodingConfig(preset="ultrafast")
 
 
 def warm_up(service: IntegratedMuseTalkService) -> OpenedTemplate:
