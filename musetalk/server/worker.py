@@ -221,7 +221,8 @@ class Worker:
             place = stack.enter_context(self._loaded(template_id))
             conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
             config = dataclasses.replace(
-                place.service.config, batch_size=batch_size or place.service.config.batch_size
+                place.service.config,
+                batch_size=place.service.config.batch_size if batch_size is None else batch_size,
             )
             answer = place.service.sharing(config=config, encoding=encoding).realtime_inference(
                 template_id, audio, output, fps, frames_dir, conduct=conduct
