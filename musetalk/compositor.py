@@ -96,7 +96,7 @@ class FrameCompositor:
     """
 
     def __init__(self, template: Template) -> None:
-        height, width = template.frames[0].shape[:2]
+        width, height = template.frame_size
         self._template = template
         self._height, self._width = height + height % 2, width + width % 2
         self._planes: dict[int, np.ndarray] = {}
@@ -108,13 +108,13 @@ class FrameCompositor:
         return self._height * 3 // 2, self._width
 
     def compose_bgr(self, index: int, face: np.ndarray | None) -> np.ndarray:
-        """The blended frame (H, W, 3) uint8 BGR; without a face, a copy of the template's frame."""
+        """The blended frame (H, W, 3) uint8 BGR, as the source is turned; without a face, the template's."""
         unique = self._template.unique[index]
         frame = self._template.frames[unique].copy()
         patch = self._patch(unique) if face is not None else None
         if patch is not None and face is not None:
             frame[patch.rows, patch.columns] = patch.blend(face)
-        return frame
+        return np.ascontiguousarray(np.rot90(frame, self._template.turn)) if self._template.turn else frame
 
     def compose_i420(self, index: int, face: np.ndarray | None, out: np.ndarray) -> np.ndarray:
         """The blended frame as planar YUV 4:2:0 (BT.601, limited range) written into `out`.
@@ -123,6 +123,9 @@ class FrameCompositor:
         even by repeating its last row or column. `out` is (H * 3 // 2, W) uint8 contiguous of
         `buffer_shape`, the caller's own, and is returned.
         """
+        if self._template.turn:
+            np.copyto(out, _to_i420(self.compose_bgr(index, face)))
+            return out
         unique = self._template.unique[index]
         np.copyto(out, self._background(unique))
         patch = self._patch(unique) if face is not None else None

@@ -8,6 +8,7 @@ import pytest
 
 from musetalk.compositor import FrameCompositor, paste_back
 from musetalk.config import ParsingMode
+from musetalk.errors import CacheError
 from musetalk.geometry import Box
 from musetalk.templates.template import Template
 from tests.blend_goldens import GOLDENS, MODES, SCENES, golden_box, largest_difference
@@ -121,3 +122,32 @@ def test_the_cycle_runs_forward_and_backward() -> None:
     compositor = FrameCompositor(template)
     for position, shown in enumerate((0, 1, 2, 2, 1, 0)):
         np.testing.assert_array_equal(compositor.compose_bgr(position, None), template.frames[shown])
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+@pytest.mark.parametrize("size", [(64, 48), (63, 48), (64, 47)])
+def test_a_turned_template_is_shown_turned(turn: int, size: tuple[int, int]) -> None:
+    import dataclasses
+
+    import cv2
+
+    plain = make_template(2, size)
+    turned = dataclasses.replace(plain, turn=turn)
+    face = np.full((10, 10, 3), 200, np.uint8)
+    expected = np.rot90(FrameCompositor(plain).compose_bgr(1, face), turn)
+    compositor = FrameCompositor(turned)
+    np.testing.assert_array_equal(compositor.compose_bgr(1, face), expected)
+    assert turned.frame_size == expected.shape[1::-1]
+    height, width = expected.shape[:2]
+    even = cv2.copyMakeBorder(expected, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    out = np.empty(compositor.buffer_shape, np.uint8)
+    np.testing.assert_array_equal(
+        compositor.compose_i420(1, face, out), cv2.cvtColor(even, cv2.COLOR_BGR2YUV_I420)
+    )
+    assert Template.from_dict(turned.to_dict()).turn == turn
+
+
+@pytest.mark.parametrize("turn", [4, -1, "1", None, 0.5])
+def test_a_turn_that_is_none_is_a_damaged_cache(turn: object) -> None:
+    with pytest.raises(CacheError):
+        Template.from_dict({**make_template(2).to_dict(), "turn": turn})

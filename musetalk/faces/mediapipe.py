@@ -3,7 +3,8 @@
 The mesh has no box of its own, so its bounding box stands for the detection: it spans hairline to chin
 and temple to temple, as the reference's S3FD boxes do. MediaPipe looks at the whole frame in 128²
 pixels and misses faces that are very small or fill the frame; a still without a face is therefore
-searched again on overlapping tiles and with a margin around it.
+searched again on overlapping tiles and with a margin around it. What it finds is looked at a second time
+before it is believed: in a video when a face is found, not while it is tracked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from musetalk.config import MEDIAPIPE_PACKAGE
 from musetalk.errors import EngineError
 from musetalk.faces.base import Face, by_size
 from musetalk.faces.head import MESH_TO_68
+from musetalk.faces.second_look import SecondLook
 from musetalk.geometry import Box, bounding_box, overlap
 
 log = logging.getLogger(__name__)
@@ -44,13 +46,14 @@ class MediapipeDetector:
     def __init__(self, video: bool = False) -> None:
         self._still = _FaceMesh(static=True)
         self._tracker = _FaceMesh(static=False) if video else None
+        self._second_look = SecondLook(self._still.faces)
         self._last_box: Box | None = None
         self._missed = 0
 
     def detect(self, frame: np.ndarray) -> list[Face]:
         """The faces of `frame` (H, W, 3) uint8 BGR, largest first; in a video the one it follows."""
         if self._tracker is None:
-            return self._still.faces(frame) or self._search(frame)
+            return self._seen(frame) or self._search(frame)
         faces = self._track(frame, self._tracker)
         self._missed = 0 if faces else self._missed + 1
         self._last_box = faces[0].detection if faces else self._last_box
@@ -66,10 +69,18 @@ class MediapipeDetector:
         last = self._last_box
         if last is not None and any(overlap(face.detection, last) > _SAME_FACE for face in tracked):
             return tracked
-        near = self._on_tile(frame, _grown(last)) if last is not None else self._still.faces(frame)
+        tracked = self._confirmed(frame, tracked)
+        near = self._on_tile(frame, _grown(last)) if last is not None else self._seen(frame)
         if near or tracked:
             return near or tracked
         return self._search(frame) if self._missed % _SEARCH_EVERY == 0 else []
+
+    def _seen(self, image: np.ndarray) -> list[Face]:
+        """The faces of a still picture that a second look confirms."""
+        return self._confirmed(image, self._still.faces(image))
+
+    def _confirmed(self, image: np.ndarray, faces: list[Face]) -> list[Face]:
+        return [face for face in faces if self._second_look.confirms(image, face)]
 
     def _search(self, frame: np.ndarray) -> list[Face]:
         """Faces too large or too small for a plain look at the whole frame."""
@@ -93,7 +104,7 @@ class MediapipeDetector:
         image = np.zeros((y2 - y1, x2 - x1, 3), dtype=np.uint8)
         top, left = max(-y1, 0), max(-x1, 0)
         image[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-        return [_moved(face, x1, y1) for face in self._still.faces(image)]
+        return [_moved(face, x1, y1) for face in self._seen(image)]
 
 
 class _FaceMesh:

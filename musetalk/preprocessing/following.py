@@ -6,9 +6,12 @@ them at once too, and boxes can be smoothed without lag only when the whole clip
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,9 @@ log = logging.getLogger(__name__)
 _LANDMARK_SIGMA = 1.5  # frames; takes off the detector's noise, leaves blinks and words
 # what counts as the detector's noise, of the landmarks' root mean square distance from their middle:
 # some three times what MediaPipe shows on a head at rest
+SHORTEST_SHOWN = Fraction(1, 5)  # seconds that a face is seen at least, coming from nowhere
+TRIED_TURNED = 3  # frames of a clip without a face that are turned in search of one
+_EYE_CORNERS = (36, 45)  # of the 68 points, the outer ones, right and left
 _BRIDGE = [28, 29, 30]  # of the 68 points: the nose's middle and its neighbours on the bridge
 _PLACE = 0.010
 _TURN = 0.006
@@ -67,6 +73,53 @@ def _follow(faces: Sequence[Face], previous: Face | None) -> Face | None:
         if shared and max(shared) > 0:
             return faces[shared.index(max(shared))]
     return faces[0] if faces else None
+
+
+def without_flashes(faces: Sequence[Face | None], shortest: int) -> list[Face | None]:
+    """`faces` without those that come out of nowhere and are gone again within `shortest` frames."""
+    result = list(faces)
+    start = 0
+    for seen, run in itertools.groupby(faces, key=lambda face: face is not None):
+        end = start + len(list(run))
+        if seen and start > 0 and end < len(faces) and end - start < shortest:
+            result[start:end] = [None] * (end - start)
+        start = end
+    return result
+
+
+def _turns_to_upright(faces: Sequence[Face | None]) -> int:
+    """Quarter turns anticlockwise that set the first face upright, within half of one."""
+    face = next((face for face in faces if face is not None), None)
+    if face is None:
+        return 0
+    across, down = face.landmarks68[_EYE_CORNERS[1]] - face.landmarks68[_EYE_CORNERS[0]]
+    return round(math.degrees(math.atan2(down, across)) / 90) % 4
+
+
+def _turns_to_a_face(
+    faces: Sequence[Face | None],
+    frames: Sequence[np.ndarray],
+    settings: PreprocessingConfig,
+    engine: EngineName,
+    device: str,
+) -> int:
+    """Quarter turns anticlockwise that show a face in `frames`, where none was found; 0 where none do."""
+    from musetalk.faces.choice import create_detector
+
+    if not frames or any(face is not None for face in faces):
+        return 0
+    detector = create_detector(settings.face_detector, engine, device, video=False)
+    for frame in frames[:: -(-len(frames) // TRIED_TURNED)]:
+        for turns in (2, 1, 3):
+            if detector.detect(np.ascontiguousarray(np.rot90(frame, turns))):
+                return turns
+    return 0
+
+
+def _turn_all(frames: list[np.ndarray], turns: int) -> None:
+    """Turns each frame in its place, so that they are held once."""
+    for i, frame in enumerate(frames):
+        frames[i] = np.ascontiguousarray(np.rot90(frame, turns))
 
 
 def smooth_track(faces: Sequence[Face | None], cuts: Collection[int] = ()) -> list[Face | None]:
@@ -189,6 +242,7 @@ class TemplateSource:
         bboxes: the boxes that the engine generates; `NO_FACE` without a face.
         timeline: the clip's own time; None of pictures.
         shifts: the least and the largest sensible `bbox_shift`.
+        turn: quarter turns anticlockwise that bring the frames back to how the source shows them.
     """
 
     frames: list[np.ndarray]
@@ -196,6 +250,7 @@ class TemplateSource:
     bboxes: list[Box]
     timeline: Timeline | None
     shifts: tuple[int, int]
+    turn: int
 
     @property
     def faced(self) -> list[int]:
@@ -218,7 +273,7 @@ class TemplateSource:
         """The finished template over its ping-pong cycle."""
         crops = [NO_FACE if bbox == NO_FACE else crop_box(bbox) for bbox in self.bboxes]
         every = [latents.get(i) for i in range(len(self.frames))]
-        return Template.from_frames(self.frames, self.bboxes, every, masks, crops, self.timeline)
+        return Template.from_frames(self.frames, self.bboxes, every, masks, crops, self.timeline, self.turn)
 
 
 def _held(read: SourceFrames, frames: list[np.ndarray], thumbnails: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -252,8 +307,16 @@ def find_faces(
     thumbnails: list[np.ndarray] = []
     held = _held(read, frames, thumbnails)
     found = list(track(detector, progress(held, read.total, "detect 检测")))
+    turns = _turns_to_upright(found) or _turns_to_a_face(found, frames, settings, engine, device)
+    if turns:
+        log.warning("the face in %s is turned, it is worked on upright 人脸已转正处理", source)
+        _turn_all(frames, turns)
+        upright = create_detector(settings.face_detector, engine, device, moving)
+        found = list(track(upright, progress(frames, len(frames), "detect 检测")))
     cuts = find_cuts(thumbnails)
     timeline = read.timeline()
+    if timeline is not None:
+        found = without_flashes(found, round(SHORTEST_SHOWN * timeline.fps))
     faces = smooth_track(found, cuts) if moving else found
     if settings.idle_motion:
         if moving:
@@ -267,7 +330,7 @@ def find_faces(
     shifts = sensible_shifts(faces)
     settings = _usable_settings(settings, shifts, engine)
     bboxes = face_boxes(faces, frames[0].shape[:2], settings, margin, cuts)
-    result = TemplateSource(frames, faces, bboxes, timeline, shifts)
+    result = TemplateSource(frames, faces, bboxes, timeline, shifts, -turns % 4)
     if not result.faced:
         raise NoFaceError(
             f"ValueError: 未检测到有效面部 (no usable face in {source})",

@@ -190,6 +190,7 @@ class EnhancedMuseTalkPreprocessor:
             "frame_size": list(template.frame_size),
             "unique_frames": len(sources.frames),
             "faceless_frames": len(sources.frames) - len(faced),
+            "turned": 90 * sources.turn,
             **_own_time(sources.timeline),
             "stages": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
         }

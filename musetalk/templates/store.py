@@ -64,6 +64,7 @@ class TemplateMetadata(TypedDict, total=False):
     source_sha256: str
     frame_size: list[int]
     background_sha256: str
+    turned: int
     source_fps: float
     source_duration: float
     variable_frame_rate: bool

@@ -30,6 +30,7 @@ LIST_KEYS = (
     "mask_coords_list_cycle",
 )
 TIME_KEY = "frame_times"
+TURN_KEY = "turn"
 
 
 def ping_pong(items: Sequence[Any]) -> list[Any]:
@@ -56,6 +57,13 @@ def _timeline(data: Mapping[str, Any], length: int) -> Timeline | None:
     return timeline
 
 
+def _turn(data: Mapping[str, Any]) -> int:
+    turn = data.get(TURN_KEY, 0)
+    if turn not in (0, 1, 2, 3):
+        raise ValueError(f"a turn of {turn!r}")
+    return int(turn)
+
+
 @dataclass(frozen=True)
 class Template:
     """What inference needs to know of one portrait or clip; all lists cover the cycle.
@@ -69,6 +77,8 @@ class Template:
         original_bbox: the first face's box.
         processed_at: unix seconds.
         timeline: the clip's own time; None shows one template frame per output frame.
+        turn: quarter turns anticlockwise that bring `frames`, in which the face is upright, back to how the
+            source shows them.
         region_verdict: what preprocessing found of decoding only what the masks use; unchecked metadata.
         unique: for each position, the first position that holds the same frame.
     """
@@ -81,6 +91,7 @@ class Template:
     original_bbox: Box
     processed_at: float = field(default_factory=time.time)
     timeline: Timeline | None = None
+    turn: int = 0
     region_verdict: object = None
     unique: list[int] = field(init=False)
 
@@ -97,6 +108,7 @@ class Template:
         masks: Sequence[np.ndarray],
         crop_boxes: Sequence[Box],
         timeline: Timeline | None = None,
+        turn: int = 0,
     ) -> Template:
         """The ping-pong cycle over N frames in their order, shown at their own time where they have one."""
         return cls(
@@ -107,6 +119,7 @@ class Template:
             crop_boxes=ping_pong(crop_boxes),
             original_bbox=_first_face(bboxes),
             timeline=timeline,
+            turn=turn,
         )
 
     def __len__(self) -> int:
@@ -128,9 +141,9 @@ class Template:
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
+        """(width, height) in pixels of what is shown, turned as the source is."""
         height, width = self.frames[0].shape[:2]
-        return width, height
+        return (height, width) if self.turn % 2 else (width, height)
 
     def position(self, output_index: int, fps: Fraction) -> int:
         """The cycle position that output frame `output_index` shows at `fps` frames per second."""
@@ -144,7 +157,9 @@ class Template:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented cache dict: plain containers and numpy arrays."""
-        times = {} if self.timeline is None else {TIME_KEY: self.timeline.to_dict()}
+        extra: dict[str, Any] = {} if self.timeline is None else {TIME_KEY: self.timeline.to_dict()}
+        if self.turn:
+            extra[TURN_KEY] = self.turn
         return {
             "frame_list_cycle": self.frames,
             "coord_list_cycle": self.bboxes,
@@ -153,7 +168,7 @@ class Template:
             "mask_coords_list_cycle": self.crop_boxes,
             "original_bbox": self.original_bbox,
             "processed_at": self.processed_at,
-            **times,
+            **extra,
         }
 
     @classmethod
@@ -181,6 +196,7 @@ class Template:
                 original_bbox=_box(data.get("original_bbox", _first_face(boxes))),
                 processed_at=float(data.get("processed_at", 0)),
                 timeline=_timeline(data, len(frames)),
+                turn=_turn(data),
             )
             template._check_images()
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
@@ -191,7 +207,7 @@ class Template:
         return template
 
     def _check_images(self) -> None:
-        width, height = self.frame_size
+        height, width = self.frames[0].shape[:2]
         if min(width, height) < MIN_SIDE:
             raise ValueError(f"frames of {width}×{height} pixels")
         for position in sorted(set(self.unique)):

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from musetalk.compositor import FrameCompositor
 from musetalk.config import EngineConfig, PreprocessingConfig
 from musetalk.faces.base import Face, by_size
 from musetalk.faces.head import OUTER_LOWER_LIP, OUTER_UPPER_LIP
 from musetalk.faces.mediapipe import MediapipeDetector
 from musetalk.geometry import NO_FACE, Box
 from musetalk.media.image import read_image
-from musetalk.preprocessing.following import face_boxes, smooth_track, track
+from musetalk.preprocessing.following import face_boxes, smooth_track, track, without_flashes
 from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
 
 FRAME = np.zeros((200, 300, 3), np.uint8)
@@ -162,3 +164,34 @@ def test_a_shift_beyond_the_face_is_said_and_kept_on_it_for_lite(
     assert (lips > [x1, y1]).all() and (lips < [x2, y2]).all()
     above, middle, below = face.landmarks68[28:31, 1]
     assert (low, high) == (-round(float(below - middle)), round(float(middle - above)))
+
+
+def test_faces_that_flash_up_are_none() -> None:
+    face = _face(100, 50)
+    seen = [face] * 4 + [None] * 3 + [face] * 2 + [None] * 2 + [face] * 6 + [None] + [face]
+    kept = without_flashes(seen, 5)
+    assert [one is None for one in kept] == [False] * 4 + [True] * 7 + [False] * 6 + [True, False]
+    assert without_flashes([face, face], 5) == [face, face]
+    assert without_flashes([], 5) == []
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_face_on_its_side_or_head_is_worked_on_upright_and_shown_turned(
+    tmp_path: Path, portrait: Path, turns: int
+) -> None:
+    preprocessor = EnhancedMuseTalkPreprocessor(tmp_path / "c", config=EngineConfig(engine="lite"))
+    upright = read_image(portrait)[:400]
+    turned = np.ascontiguousarray(np.rot90(upright, turns))
+    for name, frame in (("u", upright), ("t", turned)):
+        Image.fromarray(frame[:, :, ::-1]).save(tmp_path / f"{name}.png")
+        preprocessor.preprocess_template(name, tmp_path / f"{name}.png")
+    (plain, _), (template, metadata) = (preprocessor.store.load(name) for name in "ut")
+    assert metadata["turned"] == 90 * turns and metadata["frame_size"] == [turned.shape[1], turned.shape[0]]
+    np.testing.assert_allclose(template.bboxes[0], plain.bboxes[0], atol=2)
+    np.testing.assert_array_equal(FrameCompositor(template).compose_bgr(0, None), turned)
+    x1, y1, x2, y2 = template.bboxes[0]
+    face = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
+    shown = FrameCompositor(template).compose_bgr(0, face)
+    changed = np.rot90(np.abs(shown.astype(int) - turned).max(axis=2) > 0, -turns)
+    rows, columns = np.nonzero(changed)
+    assert len(rows) and y1 <= rows.min() and rows.max() < y2 and x1 <= columns.min() and columns.max() < x2
