@@ -48,13 +48,15 @@ class Balanced:
     lines_port: int
     videos: Path
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
-        """A POST's answer and the worker that gave it."""
+    def call(
+        self, path: str, body: dict[str, Any] | None = None, method: str = "POST"
+    ) -> tuple[dict[str, Any], str]:
+        """A call's answer and the worker that gave it."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.http_port}{path}",
             data=json.dumps(body).encode() if body else b"",
             headers={"Content-Type": "application/json"} if body else {},
-            method="POST",
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read()), answer.headers["X-Worker"]
@@ -183,6 +185,15 @@ def test_a_killed_worker_costs_the_sessions_it_held_and_no_others(balanced: Bala
     videos = [name for session in kept for name in session.videos]
     assert len(set(videos)) == len(videos) == SEGMENTS * len(kept)
     assert all(Path(name).is_file() for name in videos)
+
+
+def test_what_a_worker_begins_stays_with_it(balanced: Balanced) -> None:
+    begun = [balanced.call("/v1/sessions", {"template_id": "anna", "width": 64}) for _ in range(6)]
+    assert len({worker for _, worker in begun}) > 1
+    for answer, worker in begun:
+        for method in ("GET", "GET", "DELETE"):
+            told, by = balanced.call(f"/v1/sessions/{answer['session_id']}", method=method)
+            assert by == worker and told["session_id"] == answer["session_id"]
 
 
 def test_every_protocol_comes_through_and_every_worker_serves_every_video(
