@@ -182,12 +182,12 @@ def drain(balanced: Balanced, name: str) -> None:
 
 
 def seen_later(balanced: Balanced, left: set[str]) -> set[str]:
-    """The workers that answer once the balancer, which looks every half second, knows who is `left`."""
+    """The workers that answer once the balancer, which looks every second, knows who is `left`."""
     seen: list[str] = []
-    while not seen or set(seen[-6:]) - left:
+    while len(seen) < 40 or set(seen[-40:]) - left:
         seen.append(balanced.call("/api/status", method="GET")[1])
         assert len(seen) < 20_000
-    return {balanced.call("/api/status", method="GET")[1] for _ in range(6)}
+    return {balanced.call("/api/status", method="GET")[1] for _ in range(20)}
 
 
 def test_a_killed_worker_costs_the_sessions_it_held_and_a_draining_one_none(
