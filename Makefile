@@ -14,7 +14,7 @@ demo: $(LITE)/installed
 	$(LITE)/bin/python -m musetalk.tools.demo
 
 test: $(FULL)/installed
-	$(FULL)/bin/python -m pytest
+	$(FULL)/bin/python -m pytest -n 2 --dist loadfile
 
 test-lite: $(LITE)/installed-dev
 	$(LITE)/bin/python -m pytest

@@ -468,7 +468,7 @@ def slow_load(request, tmp_path) -> str:
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_load_that_is_deep_in_a_library(workplace, slow_load, number, code):
+def test_a_signal_ends_a_load_that_is_deep_in_a_library(workplace, tmp_path, slow_load, number, code):
     script = f"{slow_load}\nfrom musetalk import cli\ncli.run(cli.service_main)\n"
     command = [
         sys.executable,
@@ -481,7 +481,7 @@ def test_a_signal_ends_a_load_that_is_deep_in_a_library(workplace, slow_load, nu
         "cache",
     ]
     process = subprocess.Popen(
-        [*command, "--audio_path", str(SPEECH), "--output_path", "stuck/o.mp4"],
+        [*command, "--audio_path", str(SPEECH), "--output_path", str(tmp_path / "o.mp4")],
         cwd=workplace,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -498,4 +498,4 @@ def test_a_signal_ends_a_load_that_is_deep_in_a_library(workplace, slow_load, nu
     assert process.returncode == code and answer.keys() == FAILURE_KEYS
     assert (answer["error_code"], answer["template_id"]) == ("interrupted", "小哈 (1)")
     assert "interrupted 已中断" in stderr.decode()
-    assert not leftovers(workplace)
+    assert not (tmp_path / "o.mp4").exists()

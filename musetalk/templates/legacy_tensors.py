@@ -18,6 +18,8 @@ import numpy as np
 
 from musetalk.errors import EngineError
 
+ZIP_START = b"PK"
+
 
 def _load_storage(count: Callable[[int], None], data: Any) -> np.ndarray:
     """The (n,) values of a pickled storage: the bytes of a nested torch.save."""
@@ -30,6 +32,8 @@ def _load_storage(count: Callable[[int], None], data: Any) -> np.ndarray:
         ) from e
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("a tensor storage that is no bytes")
+    if data.startswith(ZIP_START):  # which may be compressed a thousandfold; a pickled tensor never is one
+        raise pickle.UnpicklingError("a tensor storage in an archive")
     count(len(data))
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.storage.TypedStorage) or not storage.dtype.is_floating_point:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -48,29 +49,48 @@ class Balanced:
     lines_port: int
     videos: Path
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
-        """A POST's answer and the worker that gave it."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.http_port}{path}",
-            data=json.dumps(body).encode() if body else b"",
-            headers={"Content-Type": "application/json"} if body else {},
-            method="POST",
-        )
+    def call(
+        self, path: str, body: dict[str, Any] | None = None, method: str = "POST"
+    ) -> tuple[dict[str, Any], str]:
+        """A call's answer and the worker that gave it."""
+        headers = {"Content-Type": "application/json"} if body else {}
+        return self.send(path, json.dumps(body).encode() if body else b"", headers, method)
+
+    def send(
+        self, path: str, body: bytes, headers: dict[str, str], method: str = "POST"
+    ) -> tuple[dict[str, Any], str]:
+        """As `call`, of any body."""
+        address = f"http://127.0.0.1:{self.http_port}{path}"
+        request = urllib.request.Request(address, body or None, headers, method=method)
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read()), answer.headers["X-Worker"]
 
 
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+    """Three workers for the tests that leave them as they are."""
+    with started(tmp_path_factory.mktemp("balanced")) as running:
+        yield running
+
+
 @pytest.fixture
-def balanced(tmp_path: Path) -> Iterator[Balanced]:
+def mortal(tmp_path: Path) -> Iterator[Balanced]:
+    """Three workers of a test's own."""
+    with started(tmp_path) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Balanced]:
     """Three workers that share the folders of templates and videos, behind the balancer."""
     config = EngineConfig(engine="lite", device="cpu")
-    (tmp_path / "videos").mkdir()
-    IntegratedMuseTalkService(tmp_path / "cache", config=config).preprocess_template("anna", PORTRAIT)
+    (folder / "videos").mkdir()
+    IntegratedMuseTalkService(folder / "cache", config=config).preprocess_template("anna", PORTRAIT)
     workers: dict[str, Served] = {}
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for name in ("worker1", "worker2", "worker3"):
-            workers[name] = start(tmp_path, "--engine", "lite", "--max_sessions", "8")
+            workers[name] = start(folder, "--engine", "lite", "--max_sessions", "8")
             processes.append(workers[name].process)
         http_port, lines_port = free_port(), free_port()
         places = {"BIND_HTTP": f"127.0.0.1:{http_port}", "BIND_LINES": f"127.0.0.1:{lines_port}"}
@@ -85,7 +105,7 @@ def balanced(tmp_path: Path) -> Iterator[Balanced]:
         )
         processes.append(balancer)
         _wait_for(http_port, balancer)
-        yield Balanced(workers, http_port, lines_port, tmp_path / "videos")
+        yield Balanced(workers, http_port, lines_port, folder / "videos")
     finally:
         for process in processes:
             process.kill()
@@ -155,17 +175,34 @@ class Caller(threading.Thread):
         return answer
 
 
-def test_a_killed_worker_costs_the_sessions_it_held_and_no_others(balanced: Balanced, write_tone) -> None:
+def drain(balanced: Balanced, name: str) -> None:
+    address = f"http://127.0.0.1:{balanced.workers[name].http_port}/worker/drain"
+    with urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=60) as answer:
+        assert json.loads(answer.read())["status"] == "draining"
+
+
+def seen_later(balanced: Balanced, left: set[str]) -> set[str]:
+    """The workers that answer once the balancer, which looks every second, knows who is `left`."""
+    seen: list[str] = []
+    while len(seen) < 40 or set(seen[-40:]) - left:
+        seen.append(balanced.call("/api/status", method="GET")[1])
+        assert len(seen) < 20_000
+    return {balanced.call("/api/status", method="GET")[1] for _ in range(20)}
+
+
+def test_a_killed_worker_costs_the_sessions_it_held_and_a_draining_one_none(
+    mortal: Balanced, write_tone
+) -> None:
     moved = threading.Semaphore(0)
-    callers = [Caller(balanced, write_tone(4_800), moved) for _ in range(CALLERS)]
+    callers = [Caller(mortal, write_tone(4_800), moved) for _ in range(CALLERS)]
     for caller in callers:
         caller.start()
     for _ in range(2 * CALLERS * SEGMENTS):
         assert moved.acquire(timeout=120)
     held = [caller.sessions[-1].workers[0] for caller in callers if caller.sessions[-1].workers]
     killed = max(set(held), key=held.count)
-    balanced.workers[killed].process.kill()
-    balanced.workers[killed].process.wait()
+    mortal.workers[killed].process.kill()
+    mortal.workers[killed].process.wait()
     before = sum(len(caller.sessions) for caller in callers)
     for caller in callers:
         caller.join(300)
@@ -176,13 +213,48 @@ def test_a_killed_worker_costs_the_sessions_it_held_and_no_others(balanced: Bala
     for session in lost:
         assert set(session.workers) == {killed}, session
     kept = [session for session in sessions if not session.failure]
-    assert {worker for session in kept for worker in session.workers} >= balanced.workers.keys() - {killed}
+    assert {worker for session in kept for worker in session.workers} >= mortal.workers.keys() - {killed}
     for session in kept:
         assert session.done and len(set(session.workers)) == 1
         assert session.frames == 22  # floor(3 × 0.3 s × 25)
     videos = [name for session in kept for name in session.videos]
     assert len(set(videos)) == len(videos) == SEGMENTS * len(kept)
     assert all(Path(name).is_file() for name in videos)
+    drained, last = sorted(mortal.workers.keys() - {killed})
+    drain(mortal, drained)
+    assert seen_later(mortal, {last}) == {last}
+
+
+def test_what_a_worker_begins_stays_with_it(balanced: Balanced) -> None:
+    begun = [balanced.call("/v1/sessions", {"template_id": "anna", "width": 64}) for _ in range(6)]
+    assert len({worker for _, worker in begun}) > 1
+    for answer, worker in begun:
+        for method in ("GET", "GET", "DELETE"):
+            told, by = balanced.call(f"/v1/sessions/{answer['session_id']}", method=method)
+            assert by == worker and told["session_id"] == answer["session_id"]
+
+
+def form(audio: Path) -> tuple[bytes, dict[str, str]]:
+    """The body and header of a job."""
+    field = '--x\r\nContent-Disposition: form-data; name="template_id"\r\n\r\nanna\r\n'
+    file = '--x\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n'
+    content = field.encode() + file.encode() + audio.read_bytes() + b"\r\n--x--\r\n"
+    return content, {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def test_a_job_and_its_repetition_stay_with_their_worker(balanced: Balanced, write_tone) -> None:
+    content, headers = form(write_tone(8_000))
+    jobs = {
+        key: balanced.send("/v1/videos", content, {**headers, "Idempotency-Key": key})
+        for key in ("a", "b", "c", "d", "e")
+    }
+    assert len({worker for _, worker in jobs.values()}) > 1
+    for key, (job, worker) in jobs.items():
+        again, by = balanced.send("/v1/videos", content, {**headers, "Idempotency-Key": key})
+        assert (again["id"], by) == (job["id"], worker)
+        for _ in range(3):
+            told, by = balanced.call(f"/v1/videos/{job['id']}", method="GET")
+            assert (told["id"], by) == (job["id"], worker)
 
 
 def test_every_protocol_comes_through_and_every_worker_serves_every_video(

@@ -65,7 +65,10 @@ def test_the_mapper_parses_the_crop_as_rgb(weights: Path) -> None:
 def test_the_older_file_format_loads(state: dict, tmp_path: Path) -> None:
     path = tmp_path / "79999_iter.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
-    load_bisenet(path, "cpu")
+    loaded = load_bisenet(path, "cpu").state_dict()
+    assert loaded.keys() >= state.keys()
+    for name, tensor in state.items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

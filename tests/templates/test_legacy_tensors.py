@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def test_a_view_within_the_storage_is_copied() -> None:
     found = REBUILD(VALUES, 1, (2, 3), (3, 1), False, None)
     np.testing.assert_array_equal(found, [[1, 2, 3], [4, 5, 6]])
     assert not np.shares_memory(found, VALUES)
+
+
+def test_a_storage_that_inflates_is_refused() -> None:
+    torch = pytest.importorskip("torch", reason="needs the full environment (make install-full)")
+    stored, deflated = io.BytesIO(), io.BytesIO()
+    torch.save(torch.zeros(1_000_000).storage(), stored)
+    with (
+        zipfile.ZipFile(stored) as old,
+        zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert len(deflated.getvalue()) < 10_000
+    with pytest.raises(pickle.UnpicklingError):
+        tensor_constructor("torch.storage", "_load_from_bytes", any_size)(deflated.getvalue())
 
 
 def test_code_inside_a_storage_does_not_run(tmp_path: Path) -> None:
