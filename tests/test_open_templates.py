@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from musetalk import device
 from musetalk.config import EngineConfig, ModelPaths
 from musetalk.engines.registry import KEPT_ENGINES, EngineRegistry
+from musetalk.errors import DeviceError
 from musetalk.inference import UltraFastRealtimeInference
 from musetalk.open_templates import OpenTemplates
 from musetalk.service import IntegratedMuseTalkService
@@ -157,3 +160,14 @@ def test_other_settings_or_weights_make_another_engine_and_few_are_kept(tmp_path
     _weights(tmp_path, b"22")
     assert engines.engine("musetalk", config, "cpu") is not first
     assert len(made) == 3 and len(engines.engines()) == KEPT_ENGINES
+
+
+def test_a_strict_request_is_refused_although_a_laxer_one_loaded_the_engine(
+    tmp_path, engines, made, monkeypatch
+):
+    monkeypatch.setattr(device, "_torchs_complaint", lambda _device: "no kernel image for this card")
+    config = EngineConfig(models=_weights(tmp_path, b"1"))
+    engines.engine("musetalk", config, "cuda:0")
+    with pytest.raises(DeviceError, match="no kernel image"):
+        engines.engine("musetalk", dataclasses.replace(config, strict_device=True), "cuda:0")
+    assert len(made) == 1

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 from musetalk.config import EngineConfig, EngineName
+from musetalk.device import usable_by_torch
 from musetalk.engines.choice import create_engine
 from musetalk.weights import files
 
@@ -41,6 +42,7 @@ class EngineRegistry:
 
         Raises:
             WeightsError, EngineError: as `create_engine`.
+            DeviceError: torch can't use the device and the configuration is strict about it.
         """
         key = _identity(name, config, device)
         with self._lock:
@@ -54,6 +56,8 @@ class EngineRegistry:
                 self._engines[key] = engine
                 self._engines.move_to_end(key)
                 self._drop_others(name, device)
+        if name == "musetalk" and config.strict_device:
+            usable_by_torch(device, strict=True)  # the engine may have gone to the CPU for a laxer caller
         return engine
 
     def engines(self) -> list[Engine]:

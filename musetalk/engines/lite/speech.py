@@ -87,13 +87,18 @@ class NetworkInput(NamedTuple):
 
 def network_input(window: np.ndarray, level: SpeechLevel) -> NetworkInput:
     """Prepare (n,) float32 samples at 16 kHz; training prepares its windows by the same function."""
-    n_steps = max(-(-len(window) // STEP_SAMPLES), SHORTEST_STEPS)
+    n_steps = _window_steps(window)
     window = np.nan_to_num(window, posinf=0, neginf=0)
     powers = step_powers(window, n_steps)
     speech_power = level.update(powers[: max(1, len(window) // STEP_SAMPLES)])
     gain = np.float32(np.sqrt(SPEECH_LEVEL / speech_power))
     mel = log_mel(window * gain, 2 * n_steps)
     return NetworkInput(mel[None], loudness(powers, speech_power))
+
+
+def _window_steps(window: np.ndarray) -> int:
+    """Steps that the networks are given for a window, silence behind a short one included."""
+    return max(-(-len(window) // STEP_SAMPLES), SHORTEST_STEPS)
 
 
 class Grid(NamedTuple):
@@ -261,12 +266,18 @@ class MouthNetwork:
     def shapes(self, window: np.ndarray, level: SpeechLevel) -> np.ndarray:
         """Rig parameters (T, 10) at 50 steps per second of (n,) float32 samples, T ≥ n / 320.
 
-        Step j stands for the time j × 20 ms of the window; `level` takes the window in.
+        Step j stands for the time j × 20 ms of the window; `level` takes the window in. Where nothing can be
+        heard the mouth rests without the networks: a session is silent most of the time.
         """
+        powers = step_powers(window, _window_steps(window))
+        heard = audible(powers)
+        if not heard.any():
+            level.update(powers[: max(1, len(window) // STEP_SAMPLES)])
+            return np.zeros((len(powers), len(LOW)), np.float32)
         given = network_input(window, level)
         (states,) = self.encoder.run(None, {"mel": given.mel})
         (values,) = self.network.run(None, {"hidden_states": states, "loudness": given.loudness})
-        return np.clip(values, LOW, HIGH) * audible(step_powers(window, len(values)))[:, None]
+        return np.clip(values, LOW, HIGH) * heard[:, None]
 
 
 def open_session(path: Path) -> Any:

@@ -222,6 +222,17 @@ def test_memory_does_not_grow_with_the_length(network):
     assert peak(60) < peak(20) + 2_000_000
 
 
+def test_silence_costs_no_network_and_the_level_still_hears_it(network, monkeypatch):
+    silence = np.zeros(32_000, np.float32)
+    monkeypatch.setattr(network, "encoder", None)
+    assert not np.concatenate(list(_rig_parameters(network, [silence], Fraction(25)))).any()
+    level = SpeechLevel()
+    level.update(_speech(2)[:100] ** 2)
+    before = (level.power, level.steps)
+    network.shapes(silence, level)
+    assert level.power < before[0] and level.steps != before[1]
+
+
 def test_level_is_that_of_the_speech_not_of_the_pauses():
     level = SpeechLevel()
     powers = np.concatenate([np.full(50, 1e-2), np.full(450, 1e-8)])
