@@ -16,9 +16,9 @@ from musetalk.faces.head import CHIN, FOREHEAD
 
 SIDE = 256  # pixels of the picture that is looked at
 ROOM = 1.9  # its side over the face's
-LEAST_SCORE = 0.6  # of the detector
-MESH_APART = 0.06  # of the outer eye corners' distance, on average over the mesh
-POINTS_APART = 0.4  # of it, at most over the detector's points
+LEAST_SCORE = 0.65  # of the detector
+MESH_APART = 0.04  # of the outer eye corners' distance, on average over the mesh
+POINTS_APART = 0.3  # of it, at most over the detector's points
 LEAST_INSIDE = 0.5  # of the mesh, within the frame
 LEAST_EYES = 1.0  # pixels between the eye corners
 
