@@ -17,7 +17,7 @@ test: $(FULL)/installed
 	$(FULL)/bin/python -m pytest -n 2 --dist loadfile
 
 test-lite: $(LITE)/installed-dev
-	$(LITE)/bin/python -m pytest
+	$(LITE)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(FULL)/installed
 	$(FULL)/bin/python -m ruff check .
