@@ -26,13 +26,14 @@ def said(served, **request: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
-def test_the_worker_proves_that_the_word_in_its_cache_is_its_own(served):
-    own = find_announcement(served.folder / "cache")
-    assert own.port == served.http_port and own.pid == served.process.pid
+def test_the_worker_proves_that_the_word_in_its_cache_is_its_own(start_worker):
+    worker = start_worker()
+    own = find_announcement(worker.folder / "cache")
+    assert own.port == worker.http_port and own.pid == worker.process.pid
     challenge = "0123456789abcdef"
-    answer = served.call("GET", f"/worker/proof?challenge={challenge}")[2]
+    answer = worker.call("GET", f"/worker/proof?challenge={challenge}")[2]
     assert answer == {"proof": proof(own.nonce, challenge)}
-    assert served.call("GET", "/worker/proof?challenge=short")[0] == 422
+    assert worker.call("GET", "/worker/proof?challenge=short")[0] == 422
 
 
 def test_progress_and_the_answer_come_as_lines(served, tmp_path):
