@@ -22,6 +22,7 @@ INSIDE_SUFFIXES = (".internal", ".local", ".localhost")
 OPEN_PATHS = ("/health", "/healthz", "/readyz", "/")  # say nothing but that the worker is there
 PAGE_FOLDER = "/page/"  # the operator's page itself, which asks for the token by itself
 MAX_BODY = 2 << 30  # bytes, of an upload
+UPLOAD_TYPES = ("multipart/", "audio/", "video/", "image/", "application/ogg", "application/octet-stream")
 MAX_JSON = 1 << 20  # bytes, of every other body
 BODY_SECONDS = 60.0  # for a body to arrive in
 UPLOAD_SECONDS = 3600.0  # for an upload
@@ -135,7 +136,7 @@ def _is_inside_name(name: str) -> bool:
 
 
 def _limit(headers: Mapping[str, str]) -> int:
-    uploads = headers.get("content-type", "").startswith(("multipart/", "audio/", "application/octet-stream"))
+    uploads = headers.get("content-type", "").lower().startswith(UPLOAD_TYPES)
     return MAX_BODY if uploads else MAX_JSON
 
 

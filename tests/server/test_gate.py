@@ -249,3 +249,12 @@ def test_a_call_that_waited_for_its_turn_is_not_taken_for_one_whose_body_never_c
         return kinds[0]
 
     assert asyncio.run(looked_late()) == "http.request"
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [("Multipart/Form-Data; boundary=x", None), ("Application/Ogg", None), ("text/plain", 413), ("", 413)],
+)
+def test_only_uploads_may_be_large_however_their_type_is_written(kind, status):
+    headers = {"content_type": kind, "content_length": str(10 << 20)}
+    assert refused(LOCAL, "/v1/templates", **headers) == status
