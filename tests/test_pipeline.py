@@ -111,3 +111,15 @@ def test_clock_counts_a_stage_that_failed_and_keeps_stages_apart(stopwatch):
         stopwatch.now += 0.5
     assert clock.seconds == {"load": 3, "encode": 0.5} and clock.intervals == {}
     assert clock.summary() == "load 3.00 s, encode 0.50 s"
+
+
+def test_what_a_stage_says_of_being_cancelled_is_no_failure():
+    cancel = threading.Event()
+
+    def stage():
+        yield 1
+        cancel.set()
+        raise RuntimeError("cancelled")
+
+    with Pipeline(cancel) as pipeline:
+        assert list(pipeline.overlap(stage(), "stage", 1)) in ([], [1])
