@@ -44,7 +44,6 @@ from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, UsageErr
 from musetalk.native_messages import NativeMessages
 from musetalk.service import IntegratedMuseTalkService
 from musetalk.templates.store import check_template_id
-from musetalk.worker_client import WorkerLostError, find_worker, run_on_worker
 
 if TYPE_CHECKING:
     from musetalk.measurement import Measurement
@@ -266,6 +265,8 @@ def _by_worker(
     """The answer of a resident worker that does the command's work; None when it is to be done here."""
     if arguments.verbose or getattr(arguments, "benchmark", False):  # of what happens in this process
         return None
+    from musetalk.worker_client import WorkerLostError, find_worker, run_on_worker
+
     address = find_worker(arguments.worker, service.store.cache_dir, service.config)
     if address is None:
         return None
