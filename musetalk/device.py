@@ -232,6 +232,18 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(affinity, _cgroup_cores())))
 
 
+@lru_cache
+def computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX); torch is asked outside Linux."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+    except OSError:
+        import torch
+
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
     try:

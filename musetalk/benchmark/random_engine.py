@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musetalk.config import EngineConfig, ModelPaths
-from musetalk.engines.musetalk.engine import MuseTalkEngine, NetworkName
-from musetalk.engines.musetalk.networks import Network
+from musetalk.engines.musetalk.architectures.shapes import (
+    AutoencoderShape,
+    TinyDecoderShape,
+    UNetShape,
+    WhisperShape,
+)
+from musetalk.engines.musetalk.engine import MuseTalkEngine
+from musetalk.engines.musetalk.networks import Network, NetworkName
 from musetalk.tools.random_weights import SIZES, NetworkSizes
 from musetalk.weights.files import find_files
 
@@ -69,14 +75,9 @@ def _write_configurations(folder: Path, sizes: NetworkSizes) -> ModelPaths:
 
 
 def _built(name: NetworkName, sizes: NetworkSizes) -> tuple[nn.Module, Callable[[Any], None] | None]:
-    from musetalk.engines.musetalk.architectures.unet import UNet, UNetShape, fold_time_embedding
-    from musetalk.engines.musetalk.architectures.vae import (
-        Autoencoder,
-        AutoencoderShape,
-        TinyDecoder,
-        TinyDecoderShape,
-    )
-    from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder, WhisperShape
+    from musetalk.engines.musetalk.architectures.unet import UNet, fold_time_embedding
+    from musetalk.engines.musetalk.architectures.vae import Autoencoder, TinyDecoder
+    from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder
 
     if name == "unet":
         return UNet(UNetShape.read(sizes.unet)), fold_time_embedding

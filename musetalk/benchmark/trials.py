@@ -22,8 +22,8 @@ import numpy as np
 from musetalk.benchmark.random_engine import RandomEngine
 from musetalk.benchmark.scene import SIZES, TemplateKind, make_scene, write_speech
 from musetalk.config import FACE_SIZE, REPOSITORY, EncodingConfig, EngineConfig, VaeDecoder
-from musetalk.engines.musetalk.engine import LATENT_CHANNELS, LATENT_SIDE, PROMPT_LENGTH
 from musetalk.engines.musetalk.region import Rectangle
+from musetalk.engines.musetalk.runtime import LATENT_CHANNELS, LATENT_SIDE, PROMPT_LENGTH
 from musetalk.measurement import Spread, significant
 
 if TYPE_CHECKING:

@@ -10,57 +10,45 @@ import functools
 import itertools
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from musetalk.config import FACE_SIZE, MAX_BATCH_SIZE, EngineConfig, EngineName
-from musetalk.device import is_out_of_memory, limit_torch_threads, memory_needed, out_of_memory
+from musetalk.config import FACE_SIZE, MAX_BATCH_SIZE, EngineConfig, EngineName, VaeDecoder
+from musetalk.device import computes_bfloat16, is_out_of_memory, memory_needed, out_of_memory
 from musetalk.engines.base import FaceFrame, Generator
-from musetalk.engines.musetalk.openvino_runtime import (
-    WORTHWHILE_BYTES,
-    CompiledNetwork,
-    Conversion,
-    choose_runtime,
-    decoder_conversion,
-    region_conversion,
-    tiny_conversion,
-    unet_conversion,
+from musetalk.engines.musetalk import networks
+from musetalk.engines.musetalk.architectures.shapes import (
+    AutoencoderShape,
+    TinyDecoderShape,
+    UNetShape,
+    WhisperShape,
 )
-from musetalk.engines.musetalk.region import (
-    Rectangle,
-    RegionDecoder,
-    difference,
-    face_weights,
-    full,
-    optimised_region,
-    used_rectangle,
-    verdict,
+from musetalk.engines.musetalk.networks import Network, NetworkName, read_shape
+from musetalk.engines.musetalk.openvino_runtime import WORTHWHILE_BYTES, OpenVinoRuntime, choose_runtime
+from musetalk.engines.musetalk.region import Rectangle, difference, face_weights, used_rectangle, verdict
+from musetalk.engines.musetalk.runtime import (
+    LATENT_CHANNELS,
+    LATENT_SIDE,
+    PROMPT_LENGTH,
+    FaceDecoder,
+    Latents,
+    Runtime,
 )
-from musetalk.engines.musetalk.tiny import TinyFaceDecoder, decode_tiny_cuts, tiny_verdict
+from musetalk.engines.musetalk.tiny import tiny_verdict
+from musetalk.engines.musetalk.torch_runtime import TorchRuntime
 from musetalk.errors import CacheError, DeviceError, EngineError, WeightsError
+from musetalk.templates.template import Template
 from musetalk.weights.files import MuseTalkFiles, latents_fingerprint, sampled_digest
 from musetalk.whisper import N_MELS, PromptListener, PromptState
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from musetalk.engines.musetalk.networks import Network
-    from musetalk.templates.template import Template
-
 Result = TypeVar("Result")
-NetworkName = Literal["unet", "vae", "whisper", "taesd"]
-FaceDecoder = Callable[["Tensor"], "Tensor"]
-"""(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
 log = logging.getLogger(__name__)
 
-LATENT_SIDE = 32  # a face of 256 pixels, 8 pixels to a latent
-LATENT_CHANNELS = 4
 CPU_BATCH = 4  # faces; on a CPU more at once are no faster, and each takes 0.2 GB
-PROMPT_LENGTH = 50  # steps × (layers + 1) of whisper-tiny
 REGION_SAMPLES = 2  # frames of a template that region decoding is measured on
 
 
@@ -92,10 +80,7 @@ def running_dtype(device: str, *, half: bool) -> str:
         return "float32"
     if device.startswith("cuda"):
         return "float16"
-    import torch
-
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if native and torch.backends.mkldnn.is_available() else "float32"
+    return "bfloat16" if computes_bfloat16() else "float32"
 
 
 class BatchLimit:
@@ -153,14 +138,15 @@ class BatchLimit:
 class MuseTalkEngine:
     """MuseTalk 1.0 or 1.5 on one device; an `Engine`.
 
-    Checkpoints are checked when it is made and read when they are first needed: encoding a template
+    Configurations are checked when it is made, checkpoints too where torch runs them; OpenVINO's networks
+    were checked when they were converted. Weights are read when they are first needed: encoding a template
     touches the VAE only, judging it the UNet too.
     """
 
     name: EngineName = "musetalk"
 
     def __init__(self, files: MuseTalkFiles, engine_config: EngineConfig, device: str) -> None:
-        """Opens the UNet and the VAE.
+        """Chooses what runs the networks.
 
         Args:
             files: the weight files; all present.
@@ -170,8 +156,6 @@ class MuseTalkEngine:
         Raises:
             WeightsError: a file is damaged, hostile, or doesn't fit the others.
         """
-        if device == "cpu":
-            limit_torch_threads()
         self.device = device
         self.dtype = running_dtype(device, half=engine_config.fp16)
         self.fingerprint = latents_fingerprint(files)
@@ -179,22 +163,30 @@ class MuseTalkEngine:
         self._mixed_limit = BatchLimit(device)
         self._config = engine_config
         self._files = files
-        self._unet = self.open_network("unet")
-        self._vae = self.open_network("vae")
+        self._opened_networks: dict[NetworkName, Network] = {}
+        self._lock = threading.Lock()
+        self._unet_shape = read_shape(UNetShape, files.unet_config)
+        self._vae_shape = read_shape(AutoencoderShape, files.vae_config)
         self._check_fit()
-        self._openvino = choose_runtime(engine_config.runtime, device, files.unet_weights)
-        self._compiled_unet: CompiledNetwork | None = None  # once a template was opened, if at all
-        self._compiled_decoder: CompiledNetwork | None = None
-        self._optimised: set[Any] = set()  # modules that torch compiles; once each, for all templates
+        self.runtime: Runtime = (
+            OpenVinoRuntime(files, self.network, self.dtype)
+            if choose_runtime(engine_config.runtime, device, files.unet_weights)
+            else TorchRuntime(self.network, device, self.dtype)
+        )
 
-    def open_network(self, name: NetworkName) -> Network:
-        """One of the engine's networks, checked and not yet loaded.
+    def network(self, name: NetworkName) -> Network:
+        """One of the engine's networks in torch, opened once.
 
         Raises:
             WeightsError: its files are damaged, hostile or not of each other.
         """
-        from musetalk.engines.musetalk import networks
+        with self._lock:
+            if name not in self._opened_networks:
+                self._opened_networks[name] = self.open_network(name)
+            return self._opened_networks[name]
 
+    def open_network(self, name: NetworkName) -> Network:
+        """A network of its own, checked and not yet loaded; raises as `network`."""
         openers = {
             "unet": networks.open_unet,
             "vae": networks.open_vae,
@@ -204,7 +196,7 @@ class MuseTalkEngine:
         return openers[name](self._files)
 
     def _check_fit(self) -> None:
-        unet, vae = self._unet.module.shape, self._vae.module.shape
+        unet, vae = self._unet_shape, self._vae_shape
         side = FACE_SIZE >> (len(vae.block_out_channels) - 1)
         if (vae.latent_channels, side) != (LATENT_CHANNELS, LATENT_SIDE):
             raise WeightsError(
@@ -219,22 +211,29 @@ class MuseTalkEngine:
                 "use musetalk.json of the official weights (--unet_config)",
             )
 
-    @functools.cached_property
-    def _whisper(self) -> Network:
-        network = self.open_network("whisper")
-        whisper, width = network.module.shape, self._unet.module.shape.cross_attention_dim
-        if (whisper.d_model, whisper.num_mel_bins) != (width, N_MELS):
+    def _check_whisper(self) -> None:
+        whisper = read_shape(WhisperShape, self._files.whisper_config)
+        if (whisper.d_model, whisper.num_mel_bins) != (self.prompt_width, N_MELS):
             raise WeightsError(
                 f"{self._files.whisper_config} is another Whisper: width {whisper.d_model}, "
-                f"{whisper.num_mel_bins} mel bins; the UNet wants {width} and {N_MELS} Whisper模型不符",
+                f"{whisper.num_mel_bins} mel bins; the UNet wants {self.prompt_width} and {N_MELS} "
+                "Whisper模型不符",
                 "use the official whisper-tiny (--whisper_dir)",
             )
-        return network
+
+    def _check_tiny(self) -> None:
+        tiny = read_shape(TinyDecoderShape, self._files.taesd_config)
+        if (tiny.latent_channels, len(tiny.widths)) != (LATENT_CHANNELS, 4):
+            raise WeightsError(
+                f"{self._files.taesd_config} is another decoder: {tiny.latent_channels} channels, "
+                f"{len(tiny.widths)} levels 解码器不符",
+                "use the official madebyollin/taesd (--taesd_dir)",
+            )
 
     @property
     def prompt_width(self) -> int:
         """Channels of an audio prompt."""
-        return self._unet.module.shape.cross_attention_dim
+        return self._unet_shape.cross_attention_dim
 
     def encode(self, faces: Iterable[FaceFrame]) -> Iterator[np.ndarray]:
         """(1, 8, 32, 32) float32 per face: masked latents, then reference latents, scaled means.
@@ -243,7 +242,7 @@ class MuseTalkEngine:
             DeviceError: the VAE or a single face doesn't fit into memory.
         """
         with memory_needed(self.device, "loading the VAE"):
-            self._vae.load(self.device, self.dtype)
+            self.network("vae").load(self.device, self.dtype)
         limit = BatchLimit(self.device)
         crops = (face_crop(face.frame, face.bbox) for face in faces)
         while batch := list(itertools.islice(crops, self._config.batch_size)):
@@ -253,7 +252,7 @@ class MuseTalkEngine:
         """(B, 256, 256, 3) uint8 BGR → (part of B, 1, 8, 32, 32) float32."""
         import torch
 
-        vae = self._vae.load(self.device, self.dtype)
+        vae = self.network("vae").load(self.device, self.dtype)
         with torch.inference_mode():
             rgb = torch.from_numpy(crops[part]).to(self.device).flip(-1).permute(0, 3, 1, 2)
             rgb = rgb.contiguous().float() / 255  # channels-last group norms lose digits on flat areas
@@ -268,19 +267,13 @@ class MuseTalkEngine:
         self, fps: Fraction, *, live: bool = False, state: PromptState | None = None
     ) -> PromptListener:
         """A listener whose prompts are (k, 10 × (layers + 1), 384) float32 blocks, one per video frame."""
+        self._check_whisper()
         return PromptListener(self._encode_audio, fps, live=live, state=state)
 
     def _encode_audio(self, mel: np.ndarray) -> np.ndarray:
-        """(80, 3000) float32 → (layers + 1, 1500, 384) float32.
-
-        Always computed in float32: it is a thousandth of the work, and the lips hang on it.
-        """
-        import torch
-
-        with torch.inference_mode(), memory_needed(self.device, "encoding audio"):
-            encoder = self._whisper.load(self.device, "float32")
-            features = torch.from_numpy(mel)[None].to(self.device)
-            return torch.cat(encoder(features)).cpu().numpy()
+        """(80, 3000) float32 → (layers + 1, 1500, 384) float32."""
+        with memory_needed(self.device, "encoding audio"):
+            return self.runtime.encode_audio(mel)
 
     def generate_mixed(
         self, requests: Sequence[tuple[Generator, np.ndarray, Sequence[int]]]
@@ -298,43 +291,10 @@ class MuseTalkEngine:
         made = iter(self._mixed_limit.run(lambda part: self.speaking(faces[part]), len(faces)))
         return [[next(made) for _ in indices] for _, _, indices in requests]
 
-    def speaking(self, parts: Sequence[tuple[MuseTalkGenerator, np.ndarray, Sequence[int]]]) -> np.ndarray:
+    def speaking(self, parts: Sequence[Part]) -> np.ndarray:
         """(B, 256, 256, 3) uint8 BGR faces of all parts, from one batch through the UNet."""
-        import torch
-
-        with torch.inference_mode():
-            conditions = [generator.conditions(prompts, indices) for generator, prompts, indices in parts]
-            latents, prompts = (torch.cat(tensors) for tensors in zip(*conditions, strict=True))
-            predicted = self.predict_latents(latents, prompts)
-            images = torch.cat([decode(part) for decode, part in _by_decoder(parts, predicted)])
-            levels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-            return levels.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-    def predict_latents(self, latents: Tensor, prompts: Tensor) -> Tensor:
-        """The UNet's one step.
-
-        Args:
-            latents: (B, 8, 32, 32), masked then reference, on the device in the running precision.
-            prompts: (B, n, 384) with positions added, likewise.
-
-        Returns:
-            (B, 4, 32, 32) latents of the speaking face.
-        """
-        if self._compiled_unet is not None:
-            return _through(self._compiled_unet, latents, prompts).to(latents.dtype)
-        unet = self._unet.load(self.device, self.dtype)
-        return unet(latents, prompts)
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
-        unscaled = self.unscaled(latents)
-        if self._compiled_decoder is not None:
-            return _one_by_one(self._compiled_decoder, unscaled)
-        return self._vae.load(self.device, self.dtype).decode(unscaled)
-
-    def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE's decoder takes them."""
-        return latents / self._vae.module.shape.scaling_factor
+        runs = itertools.groupby(parts, key=lambda part: part[0].runtime)
+        return np.concatenate([_spoken(runtime, list(run)) for runtime, run in runs])
 
     def open(self, template: Template) -> MuseTalkGenerator:
         """Loads the networks and puts the template's latents on the device.
@@ -349,13 +309,17 @@ class MuseTalkEngine:
             return self._opened(template)
 
     def _opened(self, template: Template) -> MuseTalkGenerator:
-        generator = MuseTalkGenerator(self, template)
+        tiny = self.vae_decoder == "tiny"
+        if tiny:
+            self._check_tiny()
         wish = self._config.vae_region
-        harmless = self.vae_decoder == "tiny" or self._found_harmless(template.region_verdict)
-        wanted = wish == "on" or (wish == "auto" and harmless)
+        wanted = wish == "on" or (wish == "auto" and (tiny or self._found_harmless(template.region_verdict)))
         rectangle = used_rectangle(face_weights(template)) if wanted else None
-        generator.decode = self._face_decoder(generator, rectangle, optimise=self._compiles)
+        generator, (decode,) = self._prepared(
+            template, [(self.vae_decoder, rectangle)], optimise=self._compiles
+        )
         self._let_go()
+        generator.decode = decode
         return generator
 
     @property
@@ -405,18 +369,20 @@ class MuseTalkEngine:
         return {"vae_decoder" if tiny else "vae_region": {**found, "networks": self._judged_with}}
 
     def _region_verdict(self, template: Template) -> dict[str, Any]:
-        weights, generator = face_weights(template), MuseTalkGenerator(self, template)
+        weights = face_weights(template)
         rectangle = used_rectangle(weights)
-        part, whole = (self._face_decoder(generator, r, full_decoder=True) for r in (rectangle, None))
-        differs = difference(*generator.own_faces_by(part, whole), weights)
+        generator, decoders = self._prepared(template, [("full", rectangle), ("full", None)])
+        part, whole = generator.own_faces_by(decoders)
+        differs = difference(part, whole, weights)
         found = verdict(rectangle, differs)
         log.info("decoding %.0f %% of the face differs by %s", 100 * found["share"], differs)
         return found
 
     def _tiny_verdict(self, template: Template) -> dict[str, Any]:
-        weights, generator = face_weights(template), MuseTalkGenerator(self, template)
-        tiny, whole = (self._face_decoder(generator, None, full_decoder=full_) for full_ in (False, True))
-        found = tiny_verdict(*generator.own_faces_by(tiny, whole), weights)
+        self._check_tiny()
+        generator, decoders = self._prepared(template, [("tiny", None), ("full", None)])
+        tiny, whole = generator.own_faces_by(decoders)
+        found = tiny_verdict(tiny, whole, face_weights(template))
         log.warning(
             "⚠️ the tiny decoder's faces differ by %.1f levels on average, %.1f at the 99.9th percentile, and "
             "keep %.0f %% of the sharpness 小型解码器画质略降",
@@ -424,136 +390,54 @@ class MuseTalkEngine:
         )
         return {"decoder": "tiny", **found}
 
-    def _face_decoder(
+    def _prepared(
         self,
-        generator: MuseTalkGenerator,
-        rectangle: Rectangle | None,
+        template: Template,
+        wanted: Sequence[tuple[VaeDecoder, Rectangle | None]],
         *,
-        full_decoder: bool = False,
         optimise: bool = False,
-    ) -> FaceDecoder:
-        """What decodes faces, with everything it and the UNet need loaded or compiled.
+    ) -> tuple[MuseTalkGenerator, list[FaceDecoder]]:
+        """A generator, its networks loaded or compiled, and what decodes its faces in the wanted ways.
 
         torch takes OpenVINO's place where that can't be had and needn't.
 
         Args:
-            rectangle: the part of the face that is to be decoded; None: all of it.
-            full_decoder: the VAE's, whichever was asked for.
+            wanted: decoders, and the part of the face that each is to decode; None: all of it.
             optimise: whether torch compiles what will be called.
         """
+        generator = MuseTalkGenerator(self, template)
         try:
-            self._load_unet(optimise)
-            if self.vae_decoder == "tiny" and not full_decoder:
-                return self._tiny(rectangle or full(FACE_SIZE), optimise).decode
-            if rectangle is None:
-                self._load_decoder(optimise)
-                return self.decode_latents
-            region = self._region(generator, rectangle, optimise)
-            return lambda latents: region.decode(self.unscaled(latents))
+            return generator, [
+                generator.runtime.decoder(kind, rectangle, generator.faces_at_rest, optimise=optimise)
+                for kind, rectangle in wanted
+            ]
         except DeviceError:
             raise
         except EngineError as e:
-            if not self._openvino or self._config.runtime == "openvino":
+            if isinstance(self.runtime, TorchRuntime) or self._config.runtime == "openvino":
                 raise
             log.warning("⚠️ %s; going on with torch", e)
-            self._openvino, self._compiled_unet, self._compiled_decoder = False, None, None
-            return self._face_decoder(generator, rectangle, full_decoder=full_decoder, optimise=optimise)
+            self.runtime = TorchRuntime(self.network, self.device, self.dtype)
+            return self._prepared(template, wanted, optimise=optimise)
 
     def _let_go(self) -> None:
         """Gives back networks that were loaded only to make those that run."""
-        if self._openvino:
-            self._vae.release()
+        if isinstance(self.runtime, OpenVinoRuntime) and (vae := self._opened_networks.get("vae")):
+            vae.release()
 
-    def _load_unet(self, optimise: bool) -> None:
-        if not self._openvino:
-            self._optimise(self._unet.load(self.device, self.dtype), optimise)
-        elif self._compiled_unet is None:
-            self._compiled_unet = CompiledNetwork(self._unet_conversion(), self.dtype)
 
-    def _load_decoder(self, optimise: bool) -> None:
-        if not self._openvino:
-            self._optimise(self._vae.load(self.device, self.dtype).decoder, optimise)
-        elif self._compiled_decoder is None:
-            conversion = decoder_conversion(self._float_vae, self._vae_sources)
-            self._compiled_decoder = CompiledNetwork(conversion, self.dtype)
-
-    def _optimise(self, module: Any, optimise: bool) -> None:
-        """Has torch compile a module, once for all templates."""
-        if optimise and module not in self._optimised:
-            module.compile()
-            self._optimised.add(module)
-
-    def _tiny(self, rectangle: Rectangle, optimise: bool) -> TinyFaceDecoder:
-        counts = self._taesd.module.shape.counts
-        if self._openvino:
-            return TinyFaceDecoder(rectangle, self._compiled_tiny, counts, LATENT_SIDE)
-        import torch
-
-        decoder = self._taesd.load(self.device, self.dtype)
-
-        def decode_cuts(cuts: np.ndarray) -> Callable[[Tensor], Tensor]:
-            edges = cuts.tolist()
-            decode = functools.partial(decode_tiny_cuts, decoder, cuts=edges)
-            return torch.compile(decode) if optimise else decode
-
-        return TinyFaceDecoder(rectangle, decode_cuts, counts, LATENT_SIDE)
-
-    def _compiled_tiny(self, cuts: np.ndarray) -> Callable[[Tensor], Tensor]:
-        sources = [self._files.taesd_config, self._files.taesd_weights]
-        conversion = tiny_conversion(lambda: self._taesd.load("cpu", "float32"), sources, len(cuts))
-        return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, {1: cuts}))
-
-    @functools.cached_property
-    def _taesd(self) -> Network:
-        network = self.open_network("taesd")
-        shape = network.module.shape
-        if (shape.latent_channels, len(shape.widths)) != (LATENT_CHANNELS, 4):
-            raise WeightsError(
-                f"{self._files.taesd_config} is another decoder: {shape.latent_channels} channels, "
-                f"{len(shape.widths)} levels 解码器不符",
-                "use the official madebyollin/taesd (--taesd_dir)",
-            )
-        return network
-
-    def _region(self, generator: MuseTalkGenerator, rectangle: Rectangle, optimise: bool) -> RegionDecoder:
-        import torch
-
-        vae = self._vae.load(self.device, self.dtype)
-        quicker = self._compiled_region if self._openvino else None
-        if optimise and not self._openvino:
-            quicker = functools.partial(optimised_region, vae)
-        with torch.inference_mode():
-            samples = self.unscaled(generator.faces_at_rest())
-            return RegionDecoder(vae, rectangle, samples, quicker)
-
-    def _compiled_region(self, cuts: np.ndarray, affine: Tensor) -> Callable[[Tensor], Tensor]:
-        conversion = region_conversion(self._float_vae, self._vae_sources, len(cuts), affine.shape[1])
-        constants = {1: cuts, 2: affine.numpy()}
-        return functools.partial(_one_by_one, CompiledNetwork(conversion, self.dtype, constants))
-
-    def _unet_conversion(self) -> Conversion:
-        from musetalk.engines.musetalk.networks import fold_upsampling, open_unet
-
-        return unet_conversion(
-            lambda: fold_upsampling(open_unet(self._files).load("cpu", "float32")),
-            [self._files.unet_config, self._files.unet_weights],
-            (PROMPT_LENGTH, self.prompt_width),
+def _spoken(runtime: Runtime, parts: Sequence[Part]) -> np.ndarray:
+    """(B, 256, 256, 3) uint8 BGR faces of all parts, from one batch through the UNet."""
+    with runtime.inference():
+        conditions = [generator.conditions(prompts, indices) for generator, prompts, indices in parts]
+        latents, prompts = zip(*conditions, strict=True)
+        predicted = runtime.predict(runtime.joined(latents), np.concatenate(prompts))
+        return np.concatenate(
+            [runtime.levels(decode(latents)) for decode, latents in _by_decoder(parts, predicted)]
         )
 
-    def _float_vae(self) -> Any:
-        """A VAE of its own in float32, for conversions."""
-        from musetalk.engines.musetalk.networks import fold_upsampling, open_vae
 
-        return fold_upsampling(open_vae(self._files).load("cpu", "float32"))
-
-    @property
-    def _vae_sources(self) -> list[Path]:
-        return [self._files.vae_config, self._files.vae_weights]
-
-
-def _by_decoder(
-    parts: Sequence[tuple[MuseTalkGenerator, np.ndarray, Sequence[int]]], predicted: Tensor
-) -> Iterator[tuple[FaceDecoder, Tensor]]:
+def _by_decoder(parts: Sequence[Part], predicted: Latents) -> Iterator[tuple[FaceDecoder, Latents]]:
     """Neighbouring latents that one decoder decodes, with it."""
     counts = ((generator.decode, len(indices)) for generator, _, indices in parts)
     start = 0
@@ -561,20 +445,6 @@ def _by_decoder(
         count = sum(number for _, number in run)
         yield decode, predicted[start : start + count]
         start += count
-
-
-def _through(network: CompiledNetwork, *tensors: Tensor) -> Tensor:
-    """The network's output, float32 whatever it computes in."""
-    import torch
-
-    return torch.from_numpy(network(*(tensor.float().contiguous().numpy() for tensor in tensors)))
-
-
-def _one_by_one(network: CompiledNetwork, latents: Tensor) -> Tensor:
-    """Decodes each face alone: what a decoder works on then stays in the processor's cache."""
-    import torch
-
-    return torch.cat([_through(network, latent) for latent in latents.split(1)])
 
 
 def stack_latents(template: Template) -> tuple[np.ndarray, dict[int, int]]:
@@ -613,39 +483,32 @@ class MuseTalkGenerator:
     """Speaking faces of one template; a `Generator`.
 
     Args:
-        engine: with its networks loaded.
-        template: whose latents stay on the device, each distinct frame's once.
+        engine: whose runtime makes the faces.
+        template: whose latents stay where that computes, each distinct frame's once.
     """
 
-    def __init__(self, engine: MuseTalkEngine, template: Template) -> None:
-        import torch
+    decode: FaceDecoder  # given once the engine has prepared it
 
+    def __init__(self, engine: MuseTalkEngine, template: Template) -> None:
         self.engine = engine
+        self.runtime = engine.runtime
         self.limit = BatchLimit(engine.device)
         latents, self._row_of = stack_latents(template)
-        self._latents = torch.from_numpy(latents).to(engine.device, getattr(torch, engine.dtype))
-        self.decode: FaceDecoder = engine.decode_latents
+        self._latents = self.runtime.kept(latents)
 
-    def own_faces_by(self, *decoders: FaceDecoder) -> tuple[Tensor, Tensor]:
-        """A few of the template's frames, (n, 3, 256, 256) around -1…1, as two decoders decode them."""
-        import torch
+    def own_faces_by(self, decoders: Iterable[FaceDecoder]) -> list[np.ndarray]:
+        """A few of the template's frames, (n, 3, 256, 256) float32 around -1…1, by each decoder."""
+        with self.runtime.inference():
+            return [self.runtime.images(decode(self._few()[:, LATENT_CHANNELS:])) for decode in decoders]
 
-        with torch.inference_mode():
-            first, second = (decode(self.own_faces()) for decode in decoders)
-        return first, second
-
-    def own_faces(self) -> Tensor:
-        """(n, 4, 32, 32) scaled latents of a few of the template's frames."""
-        return self._few()[:, LATENT_CHANNELS:]
-
-    def faces_at_rest(self) -> Tensor:
+    def faces_at_rest(self) -> Latents:
         """(n, 4, 32, 32) scaled latents of the same frames as the UNet makes them in silence."""
         latents = self._few()
         silence = sinusoidal_positions(PROMPT_LENGTH, self.engine.prompt_width)
-        prompts = self._sent(np.repeat(silence[None], len(latents), axis=0))
-        return self.engine.predict_latents(latents, prompts.to(latents.dtype))
+        with self.runtime.inference():
+            return self.runtime.predict(latents, np.repeat(silence[None], len(latents), axis=0))
 
-    def _few(self) -> Tensor:
+    def _few(self) -> Latents:
         return self._latents[:: max(1, len(self._latents) // REGION_SAMPLES)][:REGION_SAMPLES]
 
     def generate(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
@@ -662,17 +525,11 @@ class MuseTalkGenerator:
             lambda part: self.engine.speaking([(self, audio_prompts[part], indices[part])]), len(indices)
         )
 
-    def conditions(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def conditions(self, audio_prompts: np.ndarray, indices: Sequence[int]) -> tuple[Latents, np.ndarray]:
         """What the UNet is given: latents (B, 8, 32, 32) and prompts (B, n, 384) with their positions."""
-        rows = np.array([self._row_of[index] for index in indices])
-        latents = self._latents[self._sent(rows)]
-        prompts = audio_prompts + sinusoidal_positions(*audio_prompts.shape[1:])
-        return latents, self._sent(prompts).to(latents.dtype)
+        latents = self._latents[[self._row_of[index] for index in indices]]
+        return latents, audio_prompts + sinusoidal_positions(*audio_prompts.shape[1:])
 
-    def _sent(self, array: np.ndarray) -> Tensor:
-        import torch
 
-        tensor = torch.from_numpy(array)
-        if self._latents.is_cuda:
-            tensor = tensor.pin_memory()
-        return tensor.to(self._latents.device, non_blocking=True)
+Part = tuple[MuseTalkGenerator, np.ndarray, Sequence[int]]
+"""One generator's share of a batch: audio prompts and cycle positions."""

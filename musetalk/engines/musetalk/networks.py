@@ -12,15 +12,23 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from musetalk.checkpoints import UNREADABLE, check_keys, materialise, read_tensors
+from musetalk.device import limit_torch_threads
+from musetalk.engines.musetalk.architectures.shapes import (
+    AutoencoderShape,
+    TinyDecoderShape,
+    UNetShape,
+    WhisperShape,
+)
 from musetalk.errors import WeightsError
 from musetalk.weights.files import DOWNLOAD_COMMAND, MuseTalkFiles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+NetworkName = Literal["unet", "vae", "whisper", "taesd"]
 VAE_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 WHISPER_PREFIXES = ("model.encoder.", "encoder.")
 
@@ -46,6 +54,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return settings
 
 
+Shape = TypeVar("Shape", covariant=True)
+
+
+class Readable(Protocol[Shape]):
+    """A kind of network's shape."""
+
+    def read(self, settings: Mapping[str, Any]) -> Shape:
+        """The shape that a configuration describes; raises ValueError when it is of another kind."""
+        ...
+
+
+def read_shape(kind: Readable[Shape], path: Path) -> Shape:
+    """What a configuration says of its network; no framework is asked.
+
+    Raises:
+        WeightsError: the file is missing, damaged or of another kind of network.
+    """
+    settings = read_json(path)
+    try:
+        return kind.read(settings)
+    except (ValueError, TypeError) as e:
+        raise _unbuildable(path, e) from e
+
+
+def _unbuildable(settings: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{settings} describes no network that can be built 模型配置无效: {error}",
+        f"delete it and run {DOWNLOAD_COMMAND}",
+    )
+
+
 def _on_meta(build: Callable[[], nn.Module], settings: Path) -> nn.Module:
     import torch
 
@@ -53,10 +92,7 @@ def _on_meta(build: Callable[[], nn.Module], settings: Path) -> nn.Module:
         with torch.device("meta"):
             return build()
     except (*UNREADABLE, ArithmeticError, NotImplementedError) as e:
-        raise WeightsError(
-            f"{settings} describes no network that can be built 模型配置无效: {e}",
-            f"delete it and run {DOWNLOAD_COMMAND}",
-        ) from e
+        raise _unbuildable(settings, e) from e
 
 
 class Network:
@@ -86,6 +122,8 @@ class Network:
         """The module with its weights on `device` in `dtype`, for inference; the same one until `release`."""
         import torch
 
+        if device == "cpu":
+            limit_torch_threads()
         with self._lock:
             if self._loaded is None:
                 loaded, tensors = copy.deepcopy(self.module), self._tensors or self._read()
@@ -120,10 +158,10 @@ def open_unet(files: MuseTalkFiles) -> Network:
     Raises:
         WeightsError: files missing, damaged, hostile or not of each other.
     """
-    from musetalk.engines.musetalk.architectures.unet import UNet, UNetShape, fold_time_embedding
+    from musetalk.engines.musetalk.architectures.unet import UNet, fold_time_embedding
 
-    settings = read_json(files.unet_config)
-    module = _on_meta(lambda: UNet(UNetShape.read(settings)), files.unet_config)
+    shape = read_shape(UNetShape, files.unet_config)
+    module = _on_meta(lambda: UNet(shape), files.unet_config)
     read = _checked(module, lambda: read_tensors(files.unet_weights), files.unet_weights, files.unet_config)
     return Network(module, read, fold_time_embedding)
 
@@ -146,10 +184,10 @@ def open_vae(files: MuseTalkFiles) -> Network:
     Raises:
         WeightsError: files missing, damaged, hostile or not of each other.
     """
-    from musetalk.engines.musetalk.architectures.vae import Autoencoder, AutoencoderShape
+    from musetalk.engines.musetalk.architectures.vae import Autoencoder
 
-    settings = read_json(files.vae_config)
-    module = _on_meta(lambda: Autoencoder(AutoencoderShape.read(settings)), files.vae_config)
+    shape = read_shape(AutoencoderShape, files.vae_config)
+    module = _on_meta(lambda: Autoencoder(shape), files.vae_config)
 
     def current() -> Mapping[str, Tensor]:
         return _current_vae_keys(read_tensors(files.vae_weights))
@@ -163,10 +201,10 @@ def open_tiny_decoder(files: MuseTalkFiles) -> Network:
     Raises:
         WeightsError: files missing, damaged, hostile or not of each other.
     """
-    from musetalk.engines.musetalk.architectures.vae import TinyDecoder, TinyDecoderShape
+    from musetalk.engines.musetalk.architectures.vae import TinyDecoder
 
-    settings = read_json(files.taesd_config)
-    module = _on_meta(lambda: TinyDecoder(TinyDecoderShape.read(settings)), files.taesd_config)
+    shape = read_shape(TinyDecoderShape, files.taesd_config)
+    module = _on_meta(lambda: TinyDecoder(shape), files.taesd_config)
 
     def decoder() -> Mapping[str, Tensor]:
         tensors = read_tensors(files.taesd_weights)
@@ -186,10 +224,10 @@ def open_whisper_encoder(files: MuseTalkFiles) -> Network:
     Raises:
         WeightsError: files missing, damaged, hostile or not of each other.
     """
-    from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder, WhisperShape
+    from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder
 
-    settings = read_json(files.whisper_config)
-    module = _on_meta(lambda: WhisperEncoder(WhisperShape.read(settings)), files.whisper_config)
+    shape = read_shape(WhisperShape, files.whisper_config)
+    module = _on_meta(lambda: WhisperEncoder(shape), files.whisper_config)
 
     def encoder() -> Mapping[str, Tensor]:
         return _encoder_only(read_tensors(files.whisper_weights))

@@ -1,36 +1,54 @@
-"""The UNet and the VAE decoder through OpenVINO, on CPUs.
+"""The networks through OpenVINO, on CPUs: arrays in, arrays out, and no torch once they are converted.
 
-The decision a reader would question: the converted networks are kept on disk beside the weights, as large as
-the weights. Converting takes a minute of every request otherwise. The files carry a hash of what they were
-made from, appear under their name only when whole, and one process converts while others wait.
+The decision a reader would question: nothing here imports torch but the decoding of a region, whose constants
+are measured in it. Importing it takes longer than preparing both large networks.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib.util
-import logging
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from musetalk.config import RuntimeRequest
+from musetalk.config import FACE_SIZE, RuntimeRequest, VaeDecoder
 from musetalk.device import is_out_of_memory, out_of_memory, usable_cores
-from musetalk.errors import EngineError
-from musetalk.files import remove_file, replace_file
-from musetalk.weights.files import sampled_digest
+from musetalk.engines.musetalk.architectures.shapes import AutoencoderShape, TinyDecoderShape, UNetShape
+from musetalk.engines.musetalk.networks import (
+    Network,
+    NetworkName,
+    fold_upsampling,
+    open_tiny_decoder,
+    open_unet,
+    open_vae,
+    open_whisper_encoder,
+    read_shape,
+)
+from musetalk.engines.musetalk.openvino_conversion import (
+    Conversion,
+    converted_path,
+    decoder_conversion,
+    region_conversion,
+    tiny_conversion,
+    unet_conversion,
+    whisper_conversion,
+)
+from musetalk.engines.musetalk.region import Rectangle, RegionDecoder, full
+from musetalk.engines.musetalk.runtime import LATENT_SIDE, PROMPT_LENGTH
+from musetalk.engines.musetalk.tiny import TinyFaceDecoder
+from musetalk.errors import EngineError, MuseTalkError
+from musetalk.weights.files import MuseTalkFiles
+from musetalk.whisper import MEL_FRAMES, N_MELS
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-FOLDER = "openvino"  # beside the weights
 WORTHWHILE_BYTES = 1_000_000_000  # of weights; smaller networks run before they are converted
-LOCK_TIMEOUT = 600.0  # seconds that a process waits for another's conversion
-GENERATION = 3  # of what is done to the networks before they are converted; converted anew when it changes
-TRACED_SIDE = 32  # latents; the converted networks take what torch takes, tracing is quickest on one face
 
 
 def choose_runtime(request: RuntimeRequest, device: str, weights: Path) -> bool:
@@ -53,72 +71,17 @@ def choose_runtime(request: RuntimeRequest, device: str, weights: Path) -> bool:
     return request == "openvino"
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """One network to convert.
-
-    Attributes:
-        name: of the files.
-        sources: configuration and weights; the files' hash covers them.
-        module: makes the torch module; called only when there is no converted network yet.
-        examples: arrays to trace with, of the inputs' types.
-        shapes: of the inputs, -1 for what may vary.
-    """
-
-    name: str
-    sources: Sequence[Path]
-    module: Callable[[], Any]
-    examples: Sequence[np.ndarray]
-    shapes: Sequence[Sequence[int]]
-
-
-def _traced(conversion: Conversion) -> Any:
-    import torch
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # shapes are constants on purpose; tracing is on its way out
-        examples = tuple(torch.from_numpy(example) for example in conversion.examples)
-        return torch.jit.trace(conversion.module(), examples, check_trace=False, strict=False)
-
-
-def _convert(conversion: Conversion, target: Path, *, half: bool) -> None:
-    import openvino
-
-    log.info("converting %s for OpenVINO, once 首次运行，正在转换模型", conversion.name)
-    inputs = [
-        (list(shape), openvino.Type(example.dtype))
-        for shape, example in zip(conversion.shapes, conversion.examples, strict=True)
-    ]
-    model = openvino.convert_model(_traced(conversion), input=inputs)
-    unfinished = target.with_name(f"unfinished-{target.name}")
+@contextlib.contextmanager
+def _preparing(name: str) -> Iterator[None]:
+    """Says which network can't be converted, kept or compiled."""
     try:
-        openvino.save_model(model, unfinished, compress_to_fp16=half)
-        replace_file(unfinished.with_suffix(".bin"), target.with_suffix(".bin"))
-        replace_file(unfinished, target)
-    finally:
-        remove_file(unfinished)
-        remove_file(unfinished.with_suffix(".bin"))
-
-
-def converted_path(conversion: Conversion, *, half: bool) -> Path:
-    """Where the converted network is, converting it first when it isn't there yet.
-
-    Raises:
-        RuntimeError, OSError: it can't be converted or kept.
-    """
-    import openvino
-    from filelock import FileLock
-
-    made_from = f"{sampled_digest(conversion.sources)} {openvino.__version__} {half} {GENERATION}"
-    key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    folder = conversion.sources[-1].parent / FOLDER
-    target = folder / f"{conversion.name}-{key}.xml"
-    if not target.exists():
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / f"{target.stem}.lock", timeout=LOCK_TIMEOUT):
-            if not target.exists():
-                _convert(conversion, target, half=half)
-    return target
+        yield
+    except MuseTalkError:
+        raise
+    except (RuntimeError, MemoryError, OSError, TimeoutError) as e:
+        if is_out_of_memory(e):
+            raise out_of_memory("cpu", f"preparing {name}") from e
+        raise EngineError(f"{name} can't be prepared for OpenVINO: {e}", "use --runtime torch") from e
 
 
 def _with_constants(path: Path, constants: Mapping[int, np.ndarray]) -> Any:
@@ -136,15 +99,16 @@ def _with_constants(path: Path, constants: Mapping[int, np.ndarray]) -> Any:
 
 
 class CompiledNetwork:
-    """A network that runs in OpenVINO; one thread at a time.
+    """A network that runs in OpenVINO; calls from several threads wait for each other.
 
     Args:
-        conversion: the network.
+        conversion: the network, converted first where it isn't yet.
         dtype: "float32" or "bfloat16", the precision it computes in.
         constants: inputs, by position, that are the same at every call and no longer given.
 
     Raises:
         EngineError: the network can't be converted, kept or compiled; a DeviceError where memory is missing.
+        WeightsError: its checkpoint can't be read.
     """
 
     def __init__(
@@ -157,91 +121,157 @@ class CompiledNetwork:
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        try:
+        with _preparing(conversion.name):
             path = converted_path(conversion, half=dtype != "float32")
             model = _with_constants(path, constants or {})
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
-        except (RuntimeError, MemoryError, OSError, TimeoutError) as e:
-            if is_out_of_memory(e):
-                raise out_of_memory("cpu", f"preparing {conversion.name}") from e
-            raise EngineError(
-                f"{conversion.name} can't be prepared for OpenVINO: {e}", "use --runtime torch"
-            ) from e
+        self._lock = threading.Lock()
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """The network's output, float32."""
-        return self._compiled(inputs)[0]
+        with self._lock:
+            return self._compiled(inputs)[0]
+
+    def one_by_one(self, latents: np.ndarray) -> np.ndarray:
+        """Each face alone: what a decoder works on then stays in the processor's cache."""
+        return np.concatenate([self(latents[i : i + 1]) for i in range(len(latents))])
 
 
-def unet_conversion(
-    module: Callable[[], Any], sources: Sequence[Path], prompt_shape: tuple[int, int]
-) -> Conversion:
-    """The UNet at timestep 0: latents (B, 8, 32, 32) and prompts (B, n, width) → (B, 4, 32, 32)."""
+class OpenVinoRuntime:
+    """A `Runtime` on the CPU; latents are float32 arrays.
 
-    side = TRACED_SIDE
-    examples = [np.zeros((1, 8, side, side), np.float32), np.zeros((1, *prompt_shape), np.float32)]
-    return Conversion("unet", sources, module, examples, [(-1, 8, side, side), (-1, -1, prompt_shape[1])])
+    Args:
+        files: the weight files.
+        network: the engine's own networks by name, for what is measured in torch.
+        dtype: "float32" or "bfloat16".
+
+    Raises:
+        WeightsError: a configuration is missing, damaged or of another network.
+    """
+
+    def __init__(self, files: MuseTalkFiles, network: Callable[[NetworkName], Network], dtype: str) -> None:
+        self.dtype = dtype
+        self._files = files
+        self._network = network
+        self._width = read_shape(UNetShape, files.unet_config).cross_attention_dim
+        self._scale = read_shape(AutoencoderShape, files.vae_config).scaling_factor
+        self._compiled: dict[str, CompiledNetwork] = {}
+        self._lock = threading.Lock()
+
+    def inference(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing is to be done around a computation."""
+        return contextlib.nullcontext()
+
+    def kept(self, latents: np.ndarray) -> np.ndarray:
+        """(n, C, 32, 32) float32, as they are."""
+        return latents
+
+    def joined(self, latents: Sequence[np.ndarray]) -> np.ndarray:
+        """One batch of several."""
+        return np.concatenate(latents)
+
+    def predict(self, latents: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        """The UNet's one step: (B, 8, 32, 32) latents and (B, n, 384) prompts → (B, 4, 32, 32)."""
+        return self._compiled["unet"](np.ascontiguousarray(latents), prompts)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1."""
+        return self._compiled["decoder"].one_by_one(latents / self._scale)
+
+    def images(self, decoded: np.ndarray) -> np.ndarray:
+        """(B, 3, 256, 256) float32 RGB around -1…1."""
+        return decoded
+
+    def levels(self, decoded: np.ndarray) -> np.ndarray:
+        """(B, 256, 256, 3) uint8 BGR of faces around -1…1."""
+        levels = np.rint((decoded / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8)
+        return np.ascontiguousarray(levels[:, ::-1].transpose(0, 2, 3, 1))
+
+    def encode_audio(self, mel: np.ndarray) -> np.ndarray:
+        """(80, 3000) float32 → (layers + 1, 1500, 384) float32."""
+        self._prepare("whisper")
+        return self._compiled["whisper"](mel[None])
+
+    def decoder(
+        self,
+        decoder: VaeDecoder,
+        rectangle: Rectangle | None,
+        at_rest: Callable[[], np.ndarray],
+        *,
+        optimise: bool,
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What decodes scaled latents, with everything it and the UNet need prepared; see `Runtime`."""
+        if decoder == "tiny":
+            self._prepare("unet")
+            counts = read_shape(TinyDecoderShape, self._files.taesd_config).counts
+            return TinyFaceDecoder(rectangle or full(FACE_SIZE), self._tiny, counts, LATENT_SIDE).decode
+        if rectangle is None:
+            self._prepare("unet", "decoder")
+            return self.decode
+        self._prepare("unet")
+        vae = self._network("vae").load("cpu", self.dtype)
+        region = RegionDecoder(vae, rectangle, _tensor_like(vae, at_rest() / self._scale), self._region)
+        return lambda latents: region.decode(latents / self._scale)
+
+    def _prepare(self, *names: str) -> None:
+        """Compiles networks that aren't yet, side by side; those not yet converted one after the other."""
+        with self._lock:
+            missing = [name for name in names if name not in self._compiled]
+            conversions = [self._conversion(name) for name in missing]
+            for name, conversion in zip(missing, conversions, strict=True):
+                with _preparing(name):
+                    converted_path(conversion, half=self._precision(name) != "float32")
+            with ThreadPoolExecutor(max(1, len(missing))) as pool:
+                made = pool.map(
+                    lambda name, conversion: CompiledNetwork(conversion, self._precision(name)),
+                    missing,
+                    conversions,
+                )
+                self._compiled.update(zip(missing, made, strict=True))
+
+    def _precision(self, name: str) -> str:
+        """Audio is encoded in float32: it is a thousandth of the work, and the lips hang on it."""
+        return "float32" if name == "whisper" else self.dtype
+
+    def _conversion(self, name: str) -> Conversion:
+        files = self._files
+        if name == "unet":
+            sources, shape = [files.unet_config, files.unet_weights], (PROMPT_LENGTH, self._width)
+            return unet_conversion(
+                lambda: fold_upsampling(open_unet(files).load("cpu", "float32")), sources, shape
+            )
+        if name == "decoder":
+            return decoder_conversion(self._float_vae, self._vae_sources)
+        return whisper_conversion(
+            lambda: open_whisper_encoder(files).load("cpu", "float32"),
+            [files.whisper_config, files.whisper_weights],
+            (N_MELS, MEL_FRAMES),
+        )
+
+    def _float_vae(self) -> Any:
+        """A VAE of its own in float32, for conversions."""
+        return fold_upsampling(open_vae(self._files).load("cpu", "float32"))
+
+    @property
+    def _vae_sources(self) -> list[Path]:
+        return [self._files.vae_config, self._files.vae_weights]
+
+    def _tiny(self, cuts: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        files = self._files
+        conversion = tiny_conversion(
+            lambda: open_tiny_decoder(files).load("cpu", "float32"),
+            [files.taesd_config, files.taesd_weights],
+            len(cuts),
+        )
+        return CompiledNetwork(conversion, self.dtype, {1: cuts}).one_by_one
+
+    def _region(self, cuts: np.ndarray, affine: Tensor) -> Callable[[np.ndarray], np.ndarray]:
+        conversion = region_conversion(self._float_vae, self._vae_sources, len(cuts), affine.shape[1])
+        return CompiledNetwork(conversion, self.dtype, {1: cuts, 2: affine.numpy()}).one_by_one
 
 
-def decoder_conversion(vae: Callable[[], Any], sources: Sequence[Path]) -> Conversion:
-    """The VAE decoder: (B, 4, 32, 32) unscaled latents → (B, 3, 256, 256) around -1…1."""
+def _tensor_like(module: Any, array: np.ndarray) -> Tensor:
+    """The array as a tensor of a module's precision."""
+    import torch
 
-    def wrapped() -> Any:
-        from torch import nn
-
-        loaded = vae()
-        return nn.Sequential(loaded.post_quant_conv, loaded.decoder).eval()
-
-    side = TRACED_SIDE
-    return Conversion(
-        "decoder", sources, wrapped, [np.zeros((1, 4, side, side), np.float32)], [(-1, 4, side, side)]
-    )
-
-
-def region_conversion(
-    vae: Callable[[], Any], sources: Sequence[Path], cuts: int, channels: int
-) -> Conversion:
-    """`region.decode_cuts`: latents (B, 4, 32, 32), cuts (n, 4) and norms (2, c) → (B, 3, h, w)."""
-
-    def wrapped() -> Any:
-        from torch import nn
-
-        from musetalk.engines.musetalk.region import decode_cuts, fixed_norms
-
-        class Region(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.vae = vae()
-
-            def forward(self, latents: Any, edges: Any, affine: Any) -> Any:
-                return decode_cuts(self.vae, latents, edges.unbind(0), fixed_norms(self.vae, affine))
-
-        return Region().eval()
-
-    side = TRACED_SIDE
-    examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
-    examples.append(np.zeros((2, channels), np.float32))
-    return Conversion("region", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4), (2, channels)])
-
-
-def tiny_conversion(decoder: Callable[[], Any], sources: Sequence[Path], cuts: int) -> Conversion:
-    """`tiny.decode_tiny_cuts`: latents (B, 4, 32, 32) and cuts (n, 4) → (B, 3, h, w)."""
-
-    def wrapped() -> Any:
-        from torch import nn
-
-        from musetalk.engines.musetalk.tiny import decode_tiny_cuts
-
-        class Part(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.tiny = decoder()
-
-            def forward(self, latents: Any, edges: Any) -> Any:
-                return decode_tiny_cuts(self.tiny, latents, edges.unbind(0))
-
-        return Part().eval()
-
-    side = TRACED_SIDE
-    examples = [np.zeros((1, 4, side, side), np.float32), np.tile(np.array([0, 8, 0, 8]), (cuts, 1))]
-    return Conversion("tiny", sources, wrapped, examples, [(-1, 4, side, side), (cuts, 4)])
+    return torch.from_numpy(array).to(next(module.parameters()).dtype)

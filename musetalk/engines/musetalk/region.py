@@ -263,7 +263,7 @@ class RegionDecoder:
         vae: Any,
         rectangle: Rectangle,
         samples: Tensor,
-        compiled: Callable[[np.ndarray, Tensor], Callable[[Tensor], Tensor]] | None = None,
+        compiled: Callable[[np.ndarray, Tensor], Callable[[Any], Any]] | None = None,
     ) -> None:
         self.rectangle = rectangle
         cuts = plan_cuts(rectangle, _resnets(vae), samples.shape[-1])
@@ -273,16 +273,20 @@ class RegionDecoder:
         else:
             self._decode = decoder_of_cuts(vae, cuts, affine)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, 4, 32, 32) unscaled latents → (B, 3, 256, 256) RGB around -1…1, black outside the region."""
+    def decode(self, latents: Any) -> Any:
+        """(B, 4, 32, 32) unscaled latents → (B, 3, 256, 256) RGB around -1…1, black outside the region.
+
+        Arrays where what was compiled takes arrays, tensors otherwise.
+        """
         return placed(self._decode(latents), self.rectangle)
 
 
-def placed(part: Tensor, rectangle: Rectangle) -> Tensor:
-    """(B, 3, h, w), the face's `rectangle` → (B, 3, 256, 256), black around it."""
+def placed(part: Any, rectangle: Rectangle) -> Any:
+    """(B, 3, h, w), the face's `rectangle` → (B, 3, 256, 256), black around it; tensors or arrays."""
     if rectangle == full(FACE_SIZE):
         return part
-    images = part.new_full((len(part), 3, FACE_SIZE, FACE_SIZE), -1)
+    shape = len(part), 3, FACE_SIZE, FACE_SIZE
+    images = np.full(shape, -1, part.dtype) if isinstance(part, np.ndarray) else part.new_full(shape, -1)
     top, bottom, left, right = rectangle
     images[:, :, top:bottom, left:right] = part
     return images
@@ -298,15 +302,15 @@ def verdict(rectangle: Rectangle, differs: Difference) -> dict[str, Any]:
     return {"harmless": differs.harmless and share < WORTHWHILE, "share": round(share, 3), **levels}
 
 
-def difference(found: Tensor, exact: Tensor, weights: np.ndarray) -> Difference:
+def difference(found: np.ndarray, exact: np.ndarray, weights: np.ndarray) -> Difference:
     """What blended pixels differ by.
 
     Args:
-        found, exact: (n, 3, 256, 256) around -1…1, decoded in part and in full.
+        found, exact: (n, 3, 256, 256) float32 around -1…1, decoded in part and in full.
         weights: (256, 256) share of the generated face in each pixel.
     """
-    levels = (found.float().clamp(-1, 1) - exact.float().clamp(-1, 1)).abs() * 127.5
-    blended = levels.cpu().numpy()[:, :, weights > 0] * weights[weights > 0]
+    levels = np.abs(found.clip(-1, 1) - exact.clip(-1, 1)) * 127.5
+    blended = levels[:, :, weights > 0] * weights[weights > 0]
     return Difference(
         float(blended.mean()), float(np.percentile(blended, TAIL_PERCENTILE)), float(blended.max())
     )

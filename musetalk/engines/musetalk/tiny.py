@@ -61,7 +61,7 @@ class TinyFaceDecoder:
 
     Args:
         rectangle: the part of the face that is wanted.
-        decode_cuts: what decodes for the cuts given to it.
+        decode_cuts: what decodes for the cuts given to it, tensors or arrays.
         counts: blocks of every level of the decoder.
         side: of the latents, pixels.
     """
@@ -69,37 +69,37 @@ class TinyFaceDecoder:
     def __init__(
         self,
         rectangle: Rectangle,
-        decode_cuts: Callable[[np.ndarray], Callable[[Tensor], Tensor]],
+        decode_cuts: Callable[[np.ndarray], Callable[[Any], Any]],
         counts: Sequence[int],
         side: int,
     ) -> None:
         self.rectangle = rectangle
         self._decode = decode_cuts(plan_tiny_cuts(rectangle, counts, side))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Any) -> Any:
         """(B, 4, 32, 32) scaled latents → (B, 3, 256, 256) RGB around -1…1, black outside the rectangle."""
         return placed(self._decode(latents), self.rectangle)
 
 
-def sharpness(images: Tensor, weights: np.ndarray) -> float:
+def sharpness(images: np.ndarray, weights: np.ndarray) -> float:
     """Mean strength of edges among blended pixels: the absolute Laplacian of the luma, in levels.
 
     Args:
-        images: (n, 3, 256, 256) RGB around -1…1.
+        images: (n, 3, 256, 256) float32 RGB around -1…1.
         weights: (256, 256) share of the generated face in each pixel.
     """
-    luma = images.float().clamp(-1, 1).cpu().numpy().mean(axis=1) * 127.5
+    luma = images.clip(-1, 1).mean(axis=1) * 127.5
     around = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1] + luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
     edges = np.abs(around - 4 * luma[:, 1:-1, 1:-1])
     share = weights[1:-1, 1:-1]
     return float((edges * share).sum() / max(share.sum() * len(edges), 1.0))
 
 
-def tiny_verdict(found: Tensor, exact: Tensor, weights: np.ndarray) -> dict[str, float]:
+def tiny_verdict(found: np.ndarray, exact: np.ndarray, weights: np.ndarray) -> dict[str, float]:
     """What a template's metadata says of the tiny decoder: levels of difference, share of the sharpness.
 
     Args:
-        found, exact: (n, 3, 256, 256) around -1…1, the same faces from the tiny and the full decoder.
+        found, exact: (n, 3, 256, 256) float32 around -1…1, the same faces from the tiny and the full decoder.
         weights: (256, 256) share of the generated face in each pixel.
     """
     levels = asdict(difference(found, exact, weights))

@@ -10,6 +10,12 @@ from typing import Any
 
 import pytest
 
+from musetalk.engines.musetalk.architectures.shapes import (
+    AutoencoderShape,
+    TinyDecoderShape,
+    UNetShape,
+    WhisperShape,
+)
 from musetalk.tools.random_weights import SIZES
 from tests.engines.conftest import NEEDS_FULL
 
@@ -17,14 +23,9 @@ torch = pytest.importorskip("torch", reason=NEEDS_FULL)
 diffusers = pytest.importorskip("diffusers", reason=NEEDS_FULL)
 transformers = pytest.importorskip("transformers", reason=NEEDS_FULL)
 
-from musetalk.engines.musetalk.architectures.unet import UNet, UNetShape, fold_time_embedding  # noqa: E402
-from musetalk.engines.musetalk.architectures.vae import (  # noqa: E402
-    Autoencoder,
-    AutoencoderShape,
-    TinyDecoder,
-    TinyDecoderShape,
-)
-from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder, WhisperShape  # noqa: E402
+from musetalk.engines.musetalk.architectures.unet import UNet, fold_time_embedding  # noqa: E402
+from musetalk.engines.musetalk.architectures.vae import Autoencoder, TinyDecoder  # noqa: E402
+from musetalk.engines.musetalk.architectures.whisper import WhisperEncoder  # noqa: E402
 from musetalk.engines.musetalk.region import (  # noqa: E402
     Rectangle,
     decoder_of_cuts,

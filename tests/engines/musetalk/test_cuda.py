@@ -82,14 +82,14 @@ def test_latents_and_prompts_are_the_cpus(tiny_models: Path) -> None:
 
 def test_a_batch_that_does_not_fit_is_halved_and_its_memory_given_back(tiny_models: Path) -> None:
     generator = engine_on("cuda:0", tiny_models).open(latent_template())
-    predict = generator.engine.predict_latents
+    predict = generator.runtime.predict
 
     def limited(latents: Any, prompts: Any) -> Any:
         if len(latents) > 1:
             torch.empty(1 << 50, dtype=torch.uint8, device="cuda:0")  # a petabyte
         return predict(latents, prompts)
 
-    generator.engine.predict_latents = limited  # type: ignore[method-assign]
+    generator.runtime.predict = limited  # type: ignore[method-assign]
     assert len(generator.generate(PROMPTS, [0, 1, 2, 3, 0, 1])) == 6
     assert generator.limit.size == 1
 
@@ -103,7 +103,7 @@ def test_a_card_without_room_for_one_face_says_what_to_do(
     def too_much(*_: object) -> Any:
         return torch.empty(1 << 50, dtype=torch.uint8, device="cuda:0")
 
-    monkeypatch.setattr(engine, "predict_latents", too_much)
+    monkeypatch.setattr(engine.runtime, "predict", too_much)
     with pytest.raises(DeviceError, match="batch size 1") as error:
         generator.generate(PROMPTS[:1], [0])
     assert error.value.exit_code == 5

@@ -125,8 +125,9 @@ def test_the_unet_step_equals_the_references(engine: MuseTalkEngine, golden: dic
         [np.concatenate([golden[f"masked_mean{i}"], golden[f"ref_mean{i}"]], axis=1) for i in range(3)]
     )
     prompts = golden["audio_prompts"] + sinusoidal_positions(50, 384)
+    engine.open(template_of([latents[:1]]))
     with torch.inference_mode():
-        found = engine.predict_latents(torch.from_numpy(latents), torch.from_numpy(prompts))
+        found = engine.runtime.predict(torch.from_numpy(latents), prompts)
     np.testing.assert_allclose(found.numpy(), golden["pred_latents"], atol=1e-4)
 
 
@@ -170,7 +171,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
     expected = generator.generate(prompts, [0, 1, 2])
     latents = [np.concatenate([golden[f"masked_mean{i}"], golden[f"ref_mean{i}"]], axis=1) for i in range(3)]
     fresh = engine.open(template_of(latents))
-    predict, seen = engine.predict_latents, []
+    predict, seen = engine.runtime.predict, []
 
     def limited(latents: Any, prompts: Any) -> Any:
         seen.append(len(latents))
@@ -178,7 +179,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
             raise exhausted(kind)
         return predict(latents, prompts)
 
-    monkeypatch.setattr(engine, "predict_latents", limited)
+    monkeypatch.setattr(engine.runtime, "predict", limited)
     with caplog.at_level(logging.WARNING):
         first = fresh.generate(prompts, [0, 1, 2])
         fresh.generate(prompts, [0, 1, 2])
@@ -193,14 +194,14 @@ def test_faces_of_several_templates_are_made_in_one_batch(
 ) -> None:
     latents = [np.concatenate([golden[f"masked_mean{i}"], golden[f"ref_mean{i}"]], axis=1) for i in range(3)]
     first, second = engine.open(template_of(latents[:2])), engine.open(template_of(latents[2:]))
-    prompts, predict, batches = golden["audio_prompts"], engine.predict_latents, []
+    prompts, predict, batches = golden["audio_prompts"], engine.runtime.predict, []
 
     def counted(latents: Any, prompts: Any) -> Any:
         batches.append(len(latents))
         return predict(latents, prompts)
 
     alone = [first.generate(prompts[:2], [0, 1]), second.generate(prompts[2:], [0])]
-    monkeypatch.setattr(engine, "predict_latents", counted)
+    monkeypatch.setattr(engine.runtime, "predict", counted)
     assert isinstance(engine, MixingEngine)
     mixed = engine.generate_mixed([(first, prompts[:2], [0, 1]), (second, prompts[2:], [0])])
     assert batches == [3]

@@ -14,7 +14,7 @@ import pytest
 from musetalk.config import EngineConfig
 from musetalk.engines.base import TemplateJudge
 from musetalk.engines.choice import create_engine
-from musetalk.engines.musetalk import openvino_runtime
+from musetalk.engines.musetalk import openvino_conversion, openvino_runtime
 from musetalk.errors import EngineError
 from musetalk.templates.template import Template
 from tests.conftest import make_template
@@ -61,7 +61,7 @@ def test_openvino_gives_torchs_frames_and_converts_once(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(openvino_runtime, "_convert", never)
+    monkeypatch.setattr(openvino_conversion, "_convert", never)
     np.testing.assert_array_equal(faces(models, "openvino"), found)
 
 
@@ -138,27 +138,27 @@ def test_preprocessing_judges_large_networks(
     assert isinstance(off, TemplateJudge) and off.judge(latent_template()) == {}
 
 
-def conversion(folder: Path) -> openvino_runtime.Conversion:
+def conversion(folder: Path) -> openvino_conversion.Conversion:
     from torch import nn
 
     source = folder / "net.pth"
     source.write_bytes(b"weights")
     example = np.zeros((1, 3), np.float32)
-    return openvino_runtime.Conversion("net", [source], lambda: nn.Linear(3, 2), [example], [(-1, 3)])
+    return openvino_conversion.Conversion("net", [source], lambda: nn.Linear(3, 2), [example], [(-1, 3)])
 
 
 def test_concurrent_first_runs_convert_once_and_leave_nothing_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, convert, calls = conversion(tmp_path), openvino_runtime._convert, []
+    network, convert, calls = conversion(tmp_path), openvino_conversion._convert, []
 
     def counted(*arguments: object, **settings: bool) -> None:
         calls.append(1)
         convert(*arguments, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(openvino_runtime, "_convert", counted)
+    monkeypatch.setattr(openvino_conversion, "_convert", counted)
     threads = [
-        threading.Thread(target=openvino_runtime.converted_path, args=(network,), kwargs={"half": False})
+        threading.Thread(target=openvino_conversion.converted_path, args=(network,), kwargs={"half": False})
         for _ in range(4)
     ]
     for thread in threads:
@@ -171,9 +171,9 @@ def test_concurrent_first_runs_convert_once_and_leave_nothing_unfinished(
 
 def test_other_weights_are_converted_anew(tmp_path: Path) -> None:
     network = conversion(tmp_path)
-    first = openvino_runtime.converted_path(network, half=False)
+    first = openvino_conversion.converted_path(network, half=False)
     network.sources[0].write_bytes(b"retrained")
-    assert openvino_runtime.converted_path(network, half=False) != first
+    assert openvino_conversion.converted_path(network, half=False) != first
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -16,65 +15,7 @@ from musetalk.engines.musetalk.architectures.blocks import (
     Upsampler,
     blocks,
 )
-from musetalk.engines.musetalk.architectures.settings import (
-    Settings,
-    kinds,
-    positive,
-    require,
-    whole,
-    wholes,
-)
-
-DOWN_KINDS = ("CrossAttnDownBlock2D", "DownBlock2D")
-UP_KINDS = ("CrossAttnUpBlock2D", "UpBlock2D")
-
-
-@dataclass(frozen=True)
-class UNetShape:
-    """What `musetalk.json` says, by the names it uses."""
-
-    in_channels: int
-    out_channels: int
-    down_attends: tuple[bool, ...]
-    up_attends: tuple[bool, ...]
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
-    cross_attention_dim: int
-    heads: int
-    groups: int
-    epsilon: float
-
-    @classmethod
-    def read(cls, settings: Settings) -> UNetShape:
-        """The shape that a configuration describes.
-
-        Raises:
-            ValueError: it describes a UNet of another kind.
-        """
-        require(
-            settings,
-            **{"act_fn": "silu", "center_input_sample": False, "downsample_padding": 1, "freq_shift": 0},
-            **{"flip_sin_to_cos": True, "mid_block_scale_factor": 1, "use_linear_projection": False},
-            **{"only_cross_attention": False, "dual_cross_attention": False, "num_attention_heads": None},
-            **{"class_embed_type": None, "addition_embed_type": None, "time_embedding_type": "positional"},
-            **{"mid_block_type": "UNetMidBlock2DCrossAttn", "resnet_time_scale_shift": "default"},
-            **{"conv_in_kernel": 3, "conv_out_kernel": 3, "transformer_layers_per_block": 1},
-        )
-        widths = wholes(settings, "block_out_channels")
-        down = kinds(settings, "down_block_types", DOWN_KINDS, len(widths))
-        up = kinds(settings, "up_block_types", UP_KINDS, len(widths))
-        return cls(
-            in_channels=whole(settings, "in_channels", 4),
-            out_channels=whole(settings, "out_channels", 4),
-            down_attends=tuple(kind.startswith("CrossAttn") for kind in down),
-            up_attends=tuple(kind.startswith("CrossAttn") for kind in up),
-            block_out_channels=widths,
-            layers_per_block=whole(settings, "layers_per_block", 2),
-            cross_attention_dim=whole(settings, "cross_attention_dim", 1280),
-            heads=whole(settings, "attention_head_dim", 8),
-            groups=whole(settings, "norm_num_groups", 32),
-            epsilon=positive(settings, "norm_eps", 1e-5),
-        )
+from musetalk.engines.musetalk.architectures.shapes import UNetShape
 
 
 class _Parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -17,59 +16,13 @@ from musetalk.engines.musetalk.architectures.blocks import (
     Upsampler,
     blocks,
 )
-from musetalk.engines.musetalk.architectures.settings import (
-    Settings,
-    kinds,
-    positive,
-    require,
-    whole,
-    wholes,
-)
+from musetalk.engines.musetalk.architectures.shapes import AutoencoderShape, TinyDecoderShape
 
-SCALING_FACTOR = 0.18215  # of Stable Diffusion 1's latents, where a configuration doesn't name it
 CLAMP = 3.0  # TAESD's decoder squeezes latents between ±3
 
 
-@dataclass(frozen=True)
-class AutoencoderShape:
-    """What the VAE's `config.json` says, by the names it uses."""
-
-    in_channels: int
-    out_channels: int
-    latent_channels: int
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
-    groups: int
-    scaling_factor: float
-
-    @classmethod
-    def read(cls, settings: Settings) -> AutoencoderShape:
-        """The shape that a configuration describes.
-
-        Raises:
-            ValueError: it describes an autoencoder of another kind.
-        """
-        require(
-            settings,
-            **{"act_fn": "silu", "mid_block_add_attention": True, "shift_factor": 0.0},
-            **{"use_quant_conv": True, "use_post_quant_conv": True},
-        )
-        widths = wholes(settings, "block_out_channels")
-        kinds(settings, "down_block_types", ("DownEncoderBlock2D",), len(widths))
-        kinds(settings, "up_block_types", ("UpDecoderBlock2D",), len(widths))
-        return cls(
-            in_channels=whole(settings, "in_channels", 3),
-            out_channels=whole(settings, "out_channels", 3),
-            latent_channels=whole(settings, "latent_channels", 4),
-            block_out_channels=widths,
-            layers_per_block=whole(settings, "layers_per_block", 1),
-            groups=whole(settings, "norm_num_groups", 32),
-            scaling_factor=positive(settings, "scaling_factor", SCALING_FACTOR),
-        )
-
-    def residual(self, inputs: int, outputs: int) -> ResidualBlock:
-        """One of its residual blocks."""
-        return ResidualBlock(inputs, outputs, self.groups, TRANSFORMER_EPSILON)
+def _residual(shape: AutoencoderShape, inputs: int, outputs: int) -> ResidualBlock:
+    return ResidualBlock(inputs, outputs, shape.groups, TRANSFORMER_EPSILON)
 
 
 class MidBlock(nn.Module):
@@ -78,7 +31,7 @@ class MidBlock(nn.Module):
     def __init__(self, shape: AutoencoderShape, channels: int) -> None:
         super().__init__()
         self.attentions = blocks(ImageAttention(channels, shape.groups))
-        self.resnets = blocks(*(shape.residual(channels, channels) for _ in range(2)))
+        self.resnets = blocks(*(_residual(shape, channels, channels) for _ in range(2)))
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
@@ -91,7 +44,7 @@ class DownBlock(nn.Module):
     def __init__(self, shape: AutoencoderShape, inputs: int, outputs: int, *, last: bool) -> None:
         super().__init__()
         widths = [inputs, *[outputs] * shape.layers_per_block]
-        self.resnets = blocks(*(shape.residual(a, b) for a, b in pairwise(widths)))
+        self.resnets = blocks(*(_residual(shape, a, b) for a, b in pairwise(widths)))
         self.downsamplers = blocks(None if last else Downsampler(outputs, all_sides=False))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -107,7 +60,7 @@ class UpBlock(nn.Module):
     def __init__(self, shape: AutoencoderShape, inputs: int, outputs: int, *, last: bool) -> None:
         super().__init__()
         widths = [inputs, *[outputs] * (shape.layers_per_block + 1)]
-        self.resnets = blocks(*(shape.residual(a, b) for a, b in pairwise(widths)))
+        self.resnets = blocks(*(_residual(shape, a, b) for a, b in pairwise(widths)))
         self.upsamplers = blocks(None if last else Upsampler(outputs))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -180,37 +133,6 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, 32, 32) unscaled latents → (B, 3, 256, 256) RGB around -1…1."""
         return self.decoder(self.post_quant_conv(latents))
-
-
-@dataclass(frozen=True)
-class TinyDecoderShape:
-    """What TAESD's `config.json` says of its decoder."""
-
-    out_channels: int
-    latent_channels: int
-    widths: tuple[int, ...]
-    counts: tuple[int, ...]
-
-    @classmethod
-    def read(cls, settings: Settings) -> TinyDecoderShape:
-        """The shape that a configuration describes.
-
-        Raises:
-            ValueError: it describes an autoencoder of another kind.
-        """
-        require(
-            settings,
-            **{"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2},
-            **{"scaling_factor": 1.0, "shift_factor": 0.0},
-        )
-        widths, counts = (
-            wholes(settings, "decoder_block_out_channels"),
-            wholes(settings, "num_decoder_blocks"),
-        )
-        if len(widths) != len(counts):
-            raise ValueError(f"num_decoder_blocks is {counts}, decoder_block_out_channels {widths}")
-        out_channels = whole(settings, "out_channels", 3)
-        return cls(out_channels, whole(settings, "latent_channels", 4), widths, counts)
 
 
 class TinyBlock(nn.Module):

@@ -2,43 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from musetalk.engines.musetalk.architectures.settings import Settings, require, whole
-
-POSITIONS = 1500  # encoder steps of 30 s
-
-
-@dataclass(frozen=True)
-class WhisperShape:
-    """What Whisper's `config.json` says of the encoder, by the names it uses."""
-
-    d_model: int
-    num_mel_bins: int
-    encoder_layers: int
-    encoder_attention_heads: int
-    encoder_ffn_dim: int
-    max_source_positions: int
-
-    @classmethod
-    def read(cls, settings: Settings) -> WhisperShape:
-        """The shape that a configuration describes.
-
-        Raises:
-            ValueError: it describes something else.
-        """
-        require(settings, model_type="whisper", activation_function="gelu", scale_embedding=False)
-        return cls(
-            whole(settings, "d_model"),
-            whole(settings, "num_mel_bins", 80),
-            whole(settings, "encoder_layers"),
-            whole(settings, "encoder_attention_heads"),
-            whole(settings, "encoder_ffn_dim"),
-            whole(settings, "max_source_positions", POSITIONS),
-        )
+from musetalk.engines.musetalk.architectures.shapes import WhisperShape
 
 
 class _SelfAttention(nn.Module):
