@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from musetalk.config import ModelPaths
+from musetalk.templates.template import Template
+from tests.conftest import make_template
 
 NEEDS_FULL = "needs the full environment (make install-full)"
 
@@ -35,4 +38,17 @@ def model_paths(folder: Path) -> ModelPaths:
         vae_type=str(folder / "sd-vae"),
         whisper_dir=folder / "whisper",
         taesd_dir=folder / "taesd",
+    )
+
+
+def latent_template() -> Template:
+    """Two noisy frames with masks that use the lower half of the face."""
+    template = make_template(2)
+    random = np.random.RandomState(2)
+    latents = [random.randn(1, 8, 32, 32).astype(np.float32) / 5 for _ in range(2)]
+    masks = [mask.copy() for mask in template.masks[:2]]
+    for mask in masks:
+        mask[: mask.shape[0] // 2] = 0
+    return Template.from_frames(
+        template.frames[:2], template.bboxes[:2], latents, masks, template.crop_boxes[:2]
     )

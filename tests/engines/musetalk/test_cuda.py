@@ -14,8 +14,7 @@ import pytest
 
 from musetalk.config import EngineConfig
 from musetalk.errors import DeviceError
-from tests.engines.conftest import NEEDS_FULL, model_paths
-from tests.engines.musetalk.test_openvino_runtime import latent_template
+from tests.engines.conftest import NEEDS_FULL, latent_template, model_paths
 
 torch = pytest.importorskip("torch", reason=NEEDS_FULL)
 pytest.importorskip("diffusers", reason=NEEDS_FULL)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musetalk.config import EngineConfig
+from musetalk.config import REPOSITORY, EngineConfig
 from musetalk.engines.base import TemplateJudge
 from musetalk.engines.choice import create_engine
 from musetalk.engines.musetalk import openvino_conversion, openvino_runtime
 from musetalk.errors import EngineError
 from musetalk.templates.template import Template
-from tests.conftest import make_template
-from tests.engines.conftest import NEEDS_FULL, model_paths
+from tests.engines.conftest import NEEDS_FULL, latent_template, model_paths
 
 pytest.importorskip("torch", reason=NEEDS_FULL)
 pytest.importorskip("openvino", reason=NEEDS_FULL)
@@ -38,19 +40,6 @@ def faces(models: Path, runtime: str, template: Template | None = None, **settin
     return np.stack(engine.open(template or latent_template()).generate(prompts, [0, 1, 0]))
 
 
-def latent_template() -> Template:
-    """Two noisy frames with masks that use the lower half of the face."""
-    template = make_template(2)
-    random = np.random.RandomState(2)
-    latents = [random.randn(1, 8, 32, 32).astype(np.float32) / 5 for _ in range(2)]
-    masks = [mask.copy() for mask in template.masks[:2]]
-    for mask in masks:
-        mask[: mask.shape[0] // 2] = 0
-    return Template.from_frames(
-        template.frames[:2], template.bboxes[:2], latents, masks, template.crop_boxes[:2]
-    )
-
-
 def test_openvino_gives_torchs_frames_and_converts_once(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +52,41 @@ def test_openvino_gives_torchs_frames_and_converts_once(
 
     monkeypatch.setattr(openvino_conversion, "_convert", never)
     np.testing.assert_array_equal(faces(models, "openvino"), found)
+
+
+WITHOUT_TORCH = """
+import sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from musetalk.config import REPOSITORY, EngineConfig
+from musetalk.engines.base import hear_all
+from musetalk.engines.choice import create_engine
+from tests.engines.conftest import latent_template, model_paths
+
+paths = model_paths(Path(sys.argv[1]))
+engine = create_engine("musetalk", EngineConfig("musetalk", models=paths, runtime="openvino"), "cpu")
+prompts = next(hear_all(engine.listen(Fraction(25)), [np.zeros(16_000, np.float32)]))
+assert engine.open(latent_template()).generate(prompts[:2], [0, 1])[1].any()
+print("torch" in sys.modules)
+"""
+
+
+def test_converted_networks_run_without_torch(models: Path, tmp_path: Path) -> None:
+    script = tmp_path / "without_torch.py"
+    script.write_text(WITHOUT_TORCH, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    said = [
+        subprocess.run(
+            [sys.executable, str(script), str(models)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said == ["True", "False"]  # the first converts the networks, from torch's
 
 
 def test_auto_goes_on_with_torch_where_openvino_cant(

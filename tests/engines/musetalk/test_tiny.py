@@ -18,8 +18,7 @@ from musetalk.engines.choice import choose_engine, create_engine
 from musetalk.engines.musetalk.architectures.shapes import TinyDecoderShape
 from musetalk.errors import WeightsError
 from tests.conftest import PORTRAIT
-from tests.engines.conftest import NEEDS_FULL, model_paths
-from tests.engines.musetalk.test_openvino_runtime import latent_template
+from tests.engines.conftest import NEEDS_FULL, latent_template, model_paths
 
 torch = pytest.importorskip("torch", reason=NEEDS_FULL)
 pytest.importorskip("diffusers", reason=NEEDS_FULL)
