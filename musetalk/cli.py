@@ -64,9 +64,24 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}", f"see python {self.prog} --help")
 
 
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("request 请求")
+    group.add_argument("--template_id", help="the template's name 模板ID")
+    group.add_argument("--template_image_path", "--template_image", help="image, video or folder of images")
+    group.add_argument("--force_refresh", action="store_true", help="make the cache again")
+    group.add_argument("--audio_path", help="any file with sound 音频文件")
+    group.add_argument("--output_path", help=f"the video (default {Defaults.output_path})")
+    group.add_argument("--frames_dir", help="also write each frame there as PNG")
+    group.add_argument(
+        "--worker",
+        default="auto",
+        metavar="auto|off|HOST:PORT",
+        help="let a resident worker (--serve) do it: one that would do the same, none, or this one",
+    )
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("common")
-    group.add_argument("--template_id", help="the template's name 模板ID")
     group.add_argument(
         "--cache_dir",
         default=os.environ.get("MUSE_TEMPLATE_CACHE_DIR") or Defaults.cache_dir,
@@ -84,24 +99,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no_fp16", dest="fp16", action="store_false", help="single precision")
     group.add_argument("--engine", default=EngineConfig.engine, choices=get_args(EngineRequest))
-    group.add_argument(
-        "--worker",
-        default="auto",
-        metavar="auto|off|HOST:PORT",
-        help="let a resident worker (--serve) do it: one that would do the same, none, or this one",
-    )
     group.add_argument("--verbose", action="store_true", help="stage timings and every decision taken")
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
     defaults = PreprocessingConfig
     group = parser.add_argument_group("preprocess 预处理")
-    group.add_argument("--template_image_path", "--template_image", help="image, video or folder of images")
     group.add_argument(
         "--bbox_shift", type=int, default=defaults.bbox_shift, help="moves the face box, pixels"
     )
     group.add_argument("--parsing_mode", default=defaults.parsing_mode, help="jaw, neck or raw")
-    group.add_argument("--force_refresh", action="store_true", help="make the cache again")
     group.add_argument(
         "--extra_margin", type=int, default=defaults.extra_margin, help="pixels below the chin"
     )
@@ -127,12 +134,9 @@ def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("inference 推理")
-    group.add_argument("--audio_path", help="any file with sound 音频文件")
-    group.add_argument("--output_path", help=f"the video (default {Defaults.output_path})")
     group.add_argument(
         "--fps", default=str(Defaults.fps), help="frames per second, or source (default %(default)s)"
     )
-    group.add_argument("--frames_dir", help="also write each frame there as PNG")
     group.add_argument(
         "--articulation",
         type=float,
@@ -168,14 +172,22 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="compile the networks (CUDA)")
 
 
-def _parser(program: str, description: str) -> _Parser:
+def settings_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A command line with the settings that all programs share; `service_of` reads them."""
     parser = _Parser(prog=program, description=description, allow_abbrev=False)
     for add in (_add_common, _add_preprocessing, _add_inference, _add_models):
         add(parser)
     return parser
 
 
-def _service(arguments: argparse.Namespace) -> IntegratedMuseTalkService:
+def _parser(program: str, description: str) -> argparse.ArgumentParser:
+    parser = settings_parser(program, description)
+    _add_request(parser)
+    return parser
+
+
+def service_of(arguments: argparse.Namespace) -> IntegratedMuseTalkService:
+    """The service that a command line of `settings_parser` asks for."""
     models = ModelPaths(
         arguments.version,
         arguments.unet_config,
@@ -223,7 +235,7 @@ def _require(arguments: argparse.Namespace, *names: str) -> None:
 def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     """Makes a template cache, and a copy of it where `--output_state` says."""
     _require(arguments, "template_id", "template_image_path")
-    service = _service(arguments)
+    service = service_of(arguments)
     done = _by_worker(service, arguments, "preprocess")
     if done is not None:
         return done, 0
@@ -238,7 +250,7 @@ def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
 def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     """Renders speech onto a template; preprocesses first when `--template_dir` has its picture."""
     _require(arguments, "template_id", "audio_path")
-    service = _service(arguments)
+    service = service_of(arguments)
     check_template_id(arguments.template_id)
     done = _by_worker(service, arguments, "inference")
     if done is not None:
@@ -329,7 +341,7 @@ def report(measurement: Measurement, output: Path) -> Answer:
 
 def check_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     """Checks one template, or lists all of them when no `--template_id` is given."""
-    service = _service(arguments)
+    service = service_of(arguments)
     if arguments.template_id:
         answer: Answer = dict(service.check_template_cache(arguments.template_id))
         if not answer["valid"]:
@@ -372,7 +384,7 @@ def _table(templates: Sequence[Any]) -> list[str]:
 
 def info_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     """Describes the service."""
-    return _service(arguments).get_service_info(), 0
+    return service_of(arguments).get_service_info(), 0
 
 
 def serve_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
@@ -384,7 +396,7 @@ def serve_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
         raise EngineError(
             f"the resident worker needs the package {e.name} 缺少Python包", "run make install"
         ) from e
-    service = _service(arguments)
+    service = service_of(arguments)
     worker = Worker(
         service.store.cache_dir.absolute(),  # answers name it, to callers who work elsewhere
         service.config,
@@ -529,10 +541,10 @@ def execute(
     template_id = None
     try:
         command, arguments = main(argv)
-        template_id = arguments.template_id
+        template_id = getattr(arguments, "template_id", None)
         if ending is not None:
             ending.template_id = template_id
-        _configure_logging(arguments.verbose)
+        configure_logging(arguments.verbose)
         return command(arguments)
     except InterruptedRun as e:
         return interrupted(e.exit_code, template_id)
@@ -565,7 +577,8 @@ def _install_hint() -> str:
     return f"{packages} and then {install} --no-deps {MEDIAPIPE_PACKAGE}"
 
 
-def _configure_logging(verbose: bool) -> None:
+def configure_logging(verbose: bool) -> None:
+    """Sends the package's log to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]

@@ -39,6 +39,7 @@ MAX_FPS = 240
 MIN_ARTICULATION, MAX_ARTICULATION = 0.5, 1.5  # of a usual speaker's movement
 MAX_BATCH_SIZE = 1024
 MAX_CRF = 51  # x264's scale, 0 is lossless
+MAX_ENCODER_THREADS = 128  # x264 takes no more
 MAX_SIDE = 8192  # pixels, of a template's frame
 MIN_SIDE = 16  # pixels
 MIN_SECONDS = 0.001  # of a clip
@@ -170,14 +171,21 @@ class PreprocessingConfig:
 
 @dataclass(frozen=True)
 class EncodingConfig:
-    """The shape of the output file."""
+    """The shape of the output file.
+
+    Attributes:
+        threads: of libx264, whose bytes depend on them; None takes what fits this machine's cores.
+    """
 
     encoder: str = "libx264"
     preset: str = "veryfast"
     crf: int = 18
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         _whole("crf", self.crf, 0, MAX_CRF)
+        if self.threads is not None:
+            _whole("threads", self.threads, 1, MAX_ENCODER_THREADS)
 
 
 @dataclass(frozen=True)

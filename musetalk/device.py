@@ -75,6 +75,33 @@ def _managed_devices() -> int:
     return 1 if (os.name == "nt" or TEGRA_DEVICE.exists()) and _has_driver() else 0
 
 
+class _CardMemory(ctypes.Structure):
+    """nvmlMemory_t."""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def card_memory() -> list[int]:
+    """Bytes of memory of each NVIDIA card that this process sees; none where the driver doesn't tell."""
+    for library in MANAGEMENT_LIBRARIES:
+        try:
+            management = ctypes.CDLL(library)
+        except OSError:
+            continue
+        if management.nvmlInit_v2() == 0:
+            sizes = [_memory_of(management, index) for index in range(cuda_device_count())]
+            management.nvmlShutdown()
+            return [size for size in sizes if size]
+    return []
+
+
+def _memory_of(management: ctypes.CDLL, index: int) -> int:
+    card, memory = ctypes.c_void_p(), _CardMemory()
+    if management.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(card)) != 0:
+        return 0
+    return memory.total if management.nvmlDeviceGetMemoryInfo(card, ctypes.byref(memory)) == 0 else 0
+
+
 def _has_driver() -> bool:
     for library in DRIVER_LIBRARIES:
         try:
@@ -242,6 +269,39 @@ def computes_bfloat16() -> bool:
         import torch
 
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free for more: the system's and the control group's; 0 where neither tells."""
+    known = [size for size in (_free_memory(), _cgroup_room()) if size is not None]
+    return min(known) if known else 0
+
+
+def _free_memory() -> int | None:
+    if os.name == "nt":
+        return _free_memory_of_windows()
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    except OSError:  # macOS, which tells only how much there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _free_memory_of_windows() -> int | None:
+    status = (ctypes.c_uint64 * 8)()  # MEMORYSTATUSEX: two 32-bit fields, then seven of 64 bits
+    ctypes.memset(ctypes.byref(status), 0, 64)
+    ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = 64
+    told = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return int(status[2]) if told else None
+
+
+def _cgroup_room() -> int | None:
+    """What the control group's limit leaves; None where there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        return max(0, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return None
 
 
 def cpu_name() -> str:

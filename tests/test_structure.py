@@ -27,7 +27,7 @@ LAYERS = (
     ("measurement", "measurement_chart"),
     ("inference",),
     ("service",),
-    ("server",),
+    ("server", "batch"),
     ("cli",),
     ("tools", "training"),
     ("benchmark",),

@@ -359,6 +359,11 @@ def _unfinished_pattern(output_path: Path) -> str:
     return rf"\.{re.escape(stem)}\.[0-9a-f]{{12}}\.tmp{re.escape(suffix)}"
 
 
+def encoder_threads() -> int:
+    """libx264's threads on this machine: what x264 would take, were the control group's quota all it has."""
+    return usable_cores() * 3 // 2
+
+
 def encoder_options(encoding: EncodingConfig, suffix: str) -> dict[str, Any]:
     """ffmpeg's output options for the picture: quality and speed in the words the encoder knows.
 
@@ -373,8 +378,7 @@ def encoder_options(encoding: EncodingConfig, suffix: str) -> dict[str, Any]:
     options: dict[str, Any] = {"vcodec": encoder, "pix_fmt": "yuv420p"}
     options |= shaping_options(encoder, encoding)
     if encoder.startswith("libx264"):
-        # as many as x264 itself would take, were the control group's quota all that the machine has
-        options |= {"threads": usable_cores() * 3 // 2}
+        options |= {"threads": encoding.threads or encoder_threads()}
     elif encoder in ("libvpx-vp9", "libaom-av1"):
         options |= {"row-mt": 1}
     return options
