@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MANAGEMENT_LIBRARIES = ("nvml.dll",) if os.name == "nt" else ("libnvidia-ml.so.1", "libnvidia-ml.so")
 DRIVER_LIBRARIES = ("nvcuda.dll",) if os.name == "nt" else ("libcuda.so.1", "libcuda.so")
 DRIVER_DEVICES = Path("/proc/driver/nvidia/gpus")
+CORES_VARIABLE = "MUSETALK_CORES"  # of the environment: a process's share where many run side by side
 TEGRA_DEVICE = Path("/dev/nvhost-gpu")  # of boards whose driver has no management library
 _REQUEST = re.compile(r"auto|cpu|cuda(:\d+)?")
 OUT_OF_MEMORY_WORDS = (
@@ -254,9 +255,11 @@ def _cgroup_cores() -> float:
 
 
 def usable_cores() -> int:
-    """Cores this process may really use: affinity and control-group quota considered, at least 1."""
+    """Cores this process may really use, at least 1: affinity, control-group quota and MUSETALK_CORES."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(affinity, _cgroup_cores())))
+    told = os.environ.get(CORES_VARIABLE, "")
+    share = int(told) if told.isdecimal() else math.inf
+    return max(1, math.ceil(min(affinity, _cgroup_cores(), share)))
 
 
 @lru_cache

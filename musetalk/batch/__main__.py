@@ -10,17 +10,21 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from musetalk.batch import ray_actors
+from musetalk.batch.clips import Setup
 from musetalk.batch.crew import Crew, carry_out
 from musetalk.batch.jobs import Job, Rendering, Settings, make_jobs, read_rows
 from musetalk.batch.manifest import FAILED, Manifest, entry_of, open_manifest
+from musetalk.batch.pool import ProcessCrew, local_pool, runs_musetalk
 from musetalk.batch.report import Tally, write_report
 from musetalk.batch.schedule import Schedule, Settled
 from musetalk.cli import Answer, Command, configure_logging, run, say, service_of, settings_parser
 from musetalk.config import Defaults
+from musetalk.device import usable_cores
 from musetalk.errors import InputError, InterruptedRun
 from musetalk.service import IntegratedMuseTalkService
 
@@ -41,6 +45,13 @@ def batch_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     group.add_argument(
         "--memory_limit", type=int, default=Defaults.memory_limit, help="bytes of open templates, a worker"
     )
+    group.add_argument(
+        "--encoder_threads", type=_count, help="of libx264, whose bytes depend on it (default: one clip's)"
+    )
+    group = parser.add_argument_group("cluster 集群")
+    group.add_argument("--ray", metavar="ADDRESS", help="local, auto, ray://HOST:10001: actors do the work")
+    group.add_argument("--cpus_per_actor", type=float, help="(default 1, MuseTalk without cards 2)")
+    group.add_argument("--gpus_per_actor", type=float, help="part of a card (default: by its memory)")
     return batch_command, parser.parse_args(argv)
 
 
@@ -89,7 +100,7 @@ def _defaults(service: IntegratedMuseTalkService, arguments: argparse.Namespace)
     """What rows are made with that don't say: the flags, and as many encoder threads everywhere as here."""
     from musetalk.media.video import encoder_threads
 
-    encoding = dataclasses.replace(service.encoding, threads=encoder_threads())
+    encoding = dataclasses.replace(service.encoding, threads=arguments.encoder_threads or encoder_threads())
     rendering = Rendering(str(arguments.fps), arguments.articulation)
     return Settings(service.config, service.settings, encoding, rendering)
 
@@ -120,8 +131,7 @@ def _work_off(
     workers = 0
     try:
         if jobs:
-            make_crew, workers, depth = _crew_for(jobs, arguments, service)
-            with contextlib.closing(make_crew()) as crew:
+            with _hired(jobs, arguments, service) as (crew, workers, depth):
                 carry_out(Schedule(jobs, depth), crew, settle, tally.notice)
     except InterruptedRun as e:
         return workers, e
@@ -130,17 +140,30 @@ def _work_off(
     return workers, None
 
 
-def _crew_for(
+@contextlib.contextmanager
+def _hired(
     jobs: Sequence[Job], arguments: argparse.Namespace, service: IntegratedMuseTalkService
-) -> tuple[Callable[[], Crew], int, int]:
-    """What makes the crew, how many workers it has, and how many tasks each of them is given at once."""
-    from musetalk.batch.clips import Setup
-    from musetalk.batch.pool import ProcessCrew, local_devices
-
+) -> Iterator[tuple[Crew, int, int]]:
+    """The crew, how many workers it has, and how many tasks each of them is given at once."""
     setup = Setup(service.store.cache_dir.absolute(), arguments.memory_limit)
     begin = functools.partial(configure_logging, arguments.verbose)
-    devices = local_devices(jobs, service, arguments.processes)
-    return lambda: ProcessCrew(setup, devices, begin), len(devices), 1
+    with contextlib.ExitStack() as stack:
+        if arguments.ray is None:
+            pool = local_pool(jobs, service, arguments.processes)
+            setup = dataclasses.replace(setup, cores=pool.cores)
+            workers, depth = len(pool.devices), 1
+            crew: Crew = stack.enter_context(contextlib.closing(ProcessCrew(setup, pool.devices, begin)))
+        else:
+            cpus = arguments.processes or usable_cores()
+            stack.enter_context(ray_actors.connected(arguments.ray, cpus))
+            staff = ray_actors.staff(runs_musetalk(jobs, service), service.config.device, _asked(arguments))
+            workers, depth = staff.count, RAY_DEPTH
+            crew = stack.enter_context(contextlib.closing(ray_actors.RayCrew(setup, staff, begin)))
+        yield crew, workers, depth
+
+
+def _asked(arguments: argparse.Namespace) -> ray_actors.Asked:
+    return ray_actors.Asked(arguments.processes, arguments.cpus_per_actor, arguments.gpus_per_actor)
 
 
 def _ended(answer: Answer, tally: Tally, interrupted: InterruptedRun | None) -> tuple[Answer, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from musetalk.batch.jobs import Job
 from musetalk.batch.transfer import deliver, fetch, is_remote, name_of
 from musetalk.config import Defaults
+from musetalk.device import CORES_VARIABLE
 from musetalk.errors import EngineError, MuseTalkError
 from musetalk.files import file_sha256
 from musetalk.open_templates import OpenTemplates
@@ -35,10 +37,18 @@ class Setup:
     Attributes:
         cache_dir: the folder of template caches.
         memory_limit: bytes of open templates, for each worker.
+        cores: that each worker's engines may use; None for all there are.
     """
 
     cache_dir: Path
     memory_limit: int = Defaults.memory_limit
+    cores: int | None = None
+
+
+def keep_to_share(setup: Setup) -> None:
+    """Holds this process, which is a worker and nothing else, to its share of the cores."""
+    if setup.cores is not None:
+        os.environ[CORES_VARIABLE] = str(setup.cores)
 
 
 @dataclass(frozen=True)

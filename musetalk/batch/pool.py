@@ -8,7 +8,6 @@ killed driver leaves no process behind, on any system.
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import queue
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from musetalk.batch.clips import ClipMaker, Setup
+from musetalk.batch.clips import ClipMaker, Setup, keep_to_share
 from musetalk.batch.crew import Done, Event, Lost, Ready
 from musetalk.batch.jobs import Job
 from musetalk.batch.schedule import Task
@@ -67,32 +66,43 @@ def pool_devices(processes: int | None, cards: Sequence[int], card_bytes: int, m
     return [places[i % len(places)] for i in range(processes)]
 
 
-def local_devices(
-    jobs: Sequence[Job], service: IntegratedMuseTalkService, processes: int | None
-) -> list[str | None]:
-    """How many processes a batch has on this machine, and the device of each; None for what its rows say.
+@dataclass(frozen=True)
+class Pool:
+    """The processes of a batch on one machine.
+
+    Attributes:
+        devices: of each; None for what its rows say.
+        cores: that each may use; None for all. MuseTalk on a CPU has all, since the number of threads moves
+            its last bits, and a clip is to be that of the one-clip command.
+    """
+
+    devices: list[str | None]
+    cores: int | None
+
+
+def local_pool(jobs: Sequence[Job], service: IntegratedMuseTalkService, processes: int | None) -> Pool:
+    """The processes that fit the machine.
 
     Args:
         processes: as many as that, whatever fits.
     """
-    musetalk = any(map(functools.partial(runs_musetalk, service), {job.group: job for job in jobs}.values()))
-    most = min(len(jobs), MAX_PROCESSES)
-    if musetalk and resolve_device(service.config.device).name != "cpu":
-        cards = card_memory()
-        if cards:
-            return pool_devices(processes, cards, CARD_BYTES, most)
-    taken = service_bytes(musetalk)
-    count = processes or pool_size(most, usable_cores(), available_memory(), taken)
-    return [None] * count
+    musetalk = runs_musetalk(jobs, service)
+    most, cores = min(len(jobs), MAX_PROCESSES), usable_cores()
+    cards = card_memory() if musetalk and resolve_device(service.config.device).name != "cpu" else []
+    if cards:
+        devices = pool_devices(processes, cards, CARD_BYTES, most)
+    else:
+        taken = MUSETALK_BYTES if musetalk else LITE_BYTES
+        devices = [None] * (processes or pool_size(most, cores, available_memory(), taken))
+    return Pool(devices, None if musetalk and not cards else max(1, cores // len(devices)))
 
 
-def service_bytes(musetalk: bool) -> int:
-    """Bytes of memory that a worker takes on a CPU."""
-    return MUSETALK_BYTES if musetalk else LITE_BYTES
+def runs_musetalk(jobs: Iterable[Job], service: IntegratedMuseTalkService) -> bool:
+    """Whether any job's engine is MuseTalk, as far as can be told before they run."""
+    return any(_runs_musetalk(job, service) for job in {job.group: job for job in jobs}.values())
 
 
-def runs_musetalk(service: IntegratedMuseTalkService, job: Job) -> bool:
-    """Whether a job's engine is MuseTalk, as far as can be told before it runs."""
+def _runs_musetalk(job: Job, service: IntegratedMuseTalkService) -> bool:
     request = job.settings.engine.engine
     if request != "auto":
         return request == "musetalk"
@@ -218,6 +228,7 @@ def _work(connection: Connection, setup: Setup, device: str | None, begin: Calla
 
     threading.Thread(target=listen, name="listen", daemon=True).start()
     begin()
+    keep_to_share(setup)
     maker = ClipMaker(setup, device)
     with contextlib.suppress(OSError):  # the driver has gone
         connection.send(None)

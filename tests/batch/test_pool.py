@@ -13,7 +13,7 @@ import pytest
 from musetalk.batch.clips import Setup
 from musetalk.batch.crew import Event, Lost, Ready, carry_out
 from musetalk.batch.jobs import Settings, make_jobs
-from musetalk.batch.pool import MUSETALK_BYTES, ProcessCrew, local_devices, pool_devices, pool_size
+from musetalk.batch.pool import MUSETALK_BYTES, ProcessCrew, local_pool, pool_devices, pool_size
 from musetalk.batch.schedule import Schedule, Settled
 from musetalk.errors import EngineError
 from musetalk.service import IntegratedMuseTalkService
@@ -55,7 +55,7 @@ def test_cards_are_shared_as_their_memory_allows_and_taken_in_turns():
 
 def test_who_asks_for_a_number_of_processes_gets_it(tmp_path):
     jobs, _ = make_jobs([{"template": "t", "audio": "a", "output": "o"}], Settings())
-    assert local_devices(jobs, IntegratedMuseTalkService(tmp_path, "cpu"), 3) == [None] * 3
+    assert local_pool(jobs, IntegratedMuseTalkService(tmp_path, "cpu"), 3).devices == [None] * 3
 
 
 @pytest.fixture(scope="module")
