@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 WORKING_SIDE = 1024  # pixels; larger face boxes are made smaller before they are warped
 KEPT_BYTES = 48 << 20  # of prepared frames: a few hundred small faces or three of the largest
 JAW_GAIN = 0.95 * CHIN_GAIN  # eye distances that the lower teeth descend at jaw_open 1
-TONGUE_SHARE = 0.30  # of the jaw's way that the tongue's back goes
+TONGUE_SHARE = 0.20  # of the jaw's way that the tongue's back goes
 ROUNDED_EDGE = 0.02  # eye distances that the upper teeth show at most below fully rounded lips
 TONGUE_RISE = 0.035  # eye distances at tongue_up 1
 LOOKED_AT = 7  # template frames, about, that tell what the mouth's inside looks like
@@ -408,7 +408,9 @@ def _pose(face: PreparedFace, parameters: np.ndarray) -> interior.Pose:
     jaw = down * JAW_GAIN * face.measured.lips.scale * value["jaw_open"]
     tongue = TONGUE_SHARE * jaw - down * TONGUE_RISE * value["tongue_up"]
     upper = -down * value["pucker"] * max(face.look.edge - ROUNDED_EDGE, 0)
-    return interior.Pose(upper, jaw, tongue, value["lip_tuck"], value["pucker"])
+    up = value["tongue_up"]
+    tip = TONGUE_SHARE * jaw * (1 - up) + down * (1 - up) * interior.TIP_WAY * face.measured.lips.scale
+    return interior.Pose(upper, jaw, tongue, tip, up, value["lip_tuck"], value["pucker"])
 
 
 def _shares(into_upper: np.ndarray, into_lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import cv2
 import numpy as np
+import pytest
 
 from musetalk import warp
-from musetalk.engines.lite import interior, rig
+from musetalk.engines.lite import interior, palette, rig
 from musetalk.faces.head import INNER_LIPS, head_frame
 from tests.engines.lite.face_meshes import load_portrait
 
-REST = interior.Pose(np.zeros(2), np.zeros(2), np.zeros(2), 0.0, 0.0)
+REST = interior.Pose(*np.zeros((4, 2)), tip_up=0.0, tuck=0.0, pucker=0.0)
 
 
-def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, interior.Layers, np.ndarray]:
+def painted(
+    name: str, brightness: float = 1.0, change: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> tuple[palette.Palette, interior.Layers, np.ndarray]:
     portrait = load_portrait(name)
-    frame = (portrait.frame * brightness).astype(np.uint8)
+    frame = change((portrait.frame * brightness).astype(np.uint8))
     head = head_frame(portrait.mesh)
     lips = rig.measure_lips(head, portrait.mesh)
     inner = portrait.mesh[INNER_LIPS, :2]
@@ -30,15 +36,15 @@ def painted(name: str, brightness: float = 1.0) -> tuple[interior.Palette, inter
 
 def test_teeth_are_brighter_than_the_cavity_and_never_pure_white() -> None:
     for name in ("hopper", "rendered_man", "painted_woman", "charcoal_man", "drawn_girl"):
-        palette, _, _ = painted(name)
-        tooth, cavity = interior.luminance(palette.tooth), interior.luminance(palette.cavity)
+        colours, _, _ = painted(name)
+        tooth, cavity = palette.luminance(colours.tooth), palette.luminance(colours.cavity)
         assert 4 * cavity < tooth <= 236
 
 
 def test_a_darker_picture_has_darker_teeth() -> None:
     light, _, _ = painted("hopper")
     dark, _, _ = painted("hopper", brightness=0.5)
-    assert interior.luminance(dark.tooth) < 0.7 * interior.luminance(light.tooth)
+    assert palette.luminance(dark.tooth) < 0.7 * palette.luminance(light.tooth)
 
 
 def test_a_grey_picture_has_a_grey_tongue() -> None:
@@ -64,15 +70,15 @@ def test_a_portrait_s_own_teeth_are_kept() -> None:
 
 
 def test_a_video_s_look_is_the_median_of_its_frames() -> None:
-    palette, _, _ = painted("hopper")
-    dark = palette._replace(tooth=palette.tooth * 0.5)
-    look = interior.common_look([interior.Look(p, 0.03, 0.0) for p in (palette, dark, palette)])
-    np.testing.assert_allclose(look.palette.tooth, palette.tooth)
+    colours, _, _ = painted("hopper")
+    dark = colours._replace(tooth=colours.tooth * 0.5)
+    look = interior.common_look([interior.Look(p, 0.03, 0.0) for p in (colours, dark, colours)])
+    np.testing.assert_allclose(look.palette.tooth, colours.tooth)
 
 
 def test_teeth_that_only_some_frames_show_are_painted() -> None:
-    palette, _, _ = painted("hopper")
-    shown = [interior.Look(palette, 0.05, 1.0)] * 2 + [interior.Look(palette, 0.03, 0.0)] * 3
+    colours, _, _ = painted("hopper")
+    shown = [interior.Look(colours, 0.05, 1.0)] * 2 + [interior.Look(colours, 0.03, 0.0)] * 3
     look = interior.common_look(shown)
     assert not look.owned
     assert look.edge == 0.03
@@ -80,7 +86,7 @@ def test_teeth_that_only_some_frames_show_are_painted() -> None:
 
 def test_layers_are_premultiplied_within_range() -> None:
     _, layers, _ = painted("hopper")
-    for layer in layers[:3]:
+    for layer in layers[:4]:
         assert layer.dtype == np.float32
         assert layer[..., 3].min() >= 0
         assert layer[..., 3].max() <= 1
@@ -89,10 +95,10 @@ def test_layers_are_premultiplied_within_range() -> None:
 
 def inside(face: str, pose: interior.Pose = REST, gap: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
     """The mouth's inside and its front teeth's alpha, half way between lips `gap` eye distances apart."""
-    palette, layers, picture = painted(face)
+    colours, layers, picture = painted(face)
     height, width = picture.shape[:2]
     half = np.full((height, width), -gap / 2, np.float32)
-    return interior.paint(layers, palette, (slice(0, height), slice(0, width)), half, half, pose)
+    return interior.paint(layers, colours, (slice(0, height), slice(0, width)), half, half, pose)
 
 
 def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
@@ -107,7 +113,7 @@ def test_lower_teeth_go_with_the_jaw_and_upper_teeth_stay() -> None:
 
 def brightest_tooth(gap: float, pose: interior.Pose = REST) -> float:
     """Luma of the lightest pixel half way between lips that are `gap` eye distances apart."""
-    return float(interior.luminance(inside("hopper", pose, gap)[0]).max())
+    return float(palette.luminance(inside("hopper", pose, gap)[0]).max())
 
 
 def test_teeth_are_darker_between_nearly_shut_lips_and_behind_rounded_ones() -> None:
@@ -121,3 +127,70 @@ def test_rounded_lips_hide_teeth_that_hang_low() -> None:
     _, hidden = inside("astronaut", REST._replace(upper_shift=np.array([0.0, -3.0])))
     middle = shown.shape[1] // 2
     assert np.flatnonzero(shown[:, middle] > 0.5).max() - np.flatnonzero(hidden[:, middle] > 0.5).max() == 3
+
+
+def test_the_tongue_s_tip_is_seen_below_the_upper_teeth_only_when_it_is_up() -> None:
+    _, layers, _ = painted("hopper")
+    down, _ = inside("hopper")
+    up, _ = inside("hopper", REST._replace(tip_up=1.0))
+    changed = np.abs(up - down).max(axis=-1) > 5
+    assert changed[(layers.tip[..., 3] == 1) & (layers.upper_teeth[..., 3] == 0)].mean() > 0.9
+    assert not changed[layers.upper_teeth[..., 3] == 1].any()
+
+
+def blurred(frame: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(frame, (0, 0), 2.5)
+
+
+def steepest(layer: np.ndarray) -> float:
+    return float(np.abs(np.diff(layer[..., 3], axis=0)).max())
+
+
+def test_what_is_painted_into_a_soft_picture_is_soft() -> None:
+    sharp, of_sharp, _ = painted("hopper")
+    soft, of_soft, _ = painted("hopper", change=blurred)
+    assert soft.turn > 1.5 * sharp.turn
+    assert steepest(of_soft.upper_teeth) < 0.75 * steepest(of_sharp.upper_teeth)
+
+
+def grainy(frame: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(1).normal(0, 12, frame.shape[:2])
+    return np.clip(frame + noise[..., None], 0, 255).astype(np.uint8)
+
+
+def test_what_is_painted_into_a_grainy_picture_has_grain() -> None:
+    def roughness(layers: interior.Layers) -> float:
+        whole = (layers.tongue[..., 3] > 0.99) & (layers.tip[..., 3] > 0.99)
+        return float(np.abs(cv2.Laplacian(layers.tongue[..., 2], cv2.CV_32F))[whole].mean())
+
+    clean, grained = (painted("rendered_man", change=change)[1] for change in (blurred, grainy))
+    assert roughness(grained) > 2 * roughness(clean)
+
+
+def lit_from_the_left(frame: np.ndarray) -> np.ndarray:
+    return (frame * np.linspace(1.0, 0.4, frame.shape[1])[:, None]).astype(np.uint8)
+
+
+def test_teeth_are_lit_from_where_the_face_is() -> None:
+    colours, layers, _ = painted("drawn_girl", change=lit_from_the_left)
+    teeth = palette.luminance(layers.upper_teeth[..., :3]) * (layers.upper_teeth[..., 3] > 0.99)
+    columns = teeth.max(axis=0)
+    assert colours.side < -0.1
+    assert columns[8:16].mean() > 1.08 * columns[-16:-8].mean()
+
+
+def test_the_lightest_teeth_keep_their_hue() -> None:
+    colours, _, _ = painted("drawn_girl")
+    dim, _, _ = painted("drawn_girl", brightness=0.6)
+    assert colours.tooth.max() > 230
+    np.testing.assert_allclose(colours.tooth / colours.tooth.max(), dim.tooth / dim.tooth.max(), atol=0.02)
+
+
+def test_the_gum_is_above_the_teeth() -> None:
+    colours, layers, _ = painted("rendered_man")
+    teeth = layers.upper_teeth[..., :3]
+    red = teeth[..., 2] / np.maximum(teeth[..., 1], 1)
+    column = red[:, teeth.shape[1] // 2 - 6]
+    own = np.flatnonzero(layers.upper_teeth[:, teeth.shape[1] // 2 - 6, 3] > 0.99)
+    assert column[own[0]] == pytest.approx(colours.gum[2] / colours.gum[1], abs=0.35)
+    assert column[own[-2]] < column[own[0]] - 0.1
