@@ -313,6 +313,7 @@ def _worker_request(
         "encoding": dataclasses.asdict(service.encoding),
         "force_refresh": arguments.force_refresh,
         "fps": arguments.fps,
+        "articulation": arguments.articulation,
         "batch_size": arguments.batch_size,
         **absolute,
     }

@@ -6,6 +6,7 @@ the Python classes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -220,18 +221,25 @@ class ServerConfig:
             raise InputError(f"keep is {self.keep}", "keep is a number of hours above 0")
 
 
-def parse_articulation(value: float) -> float:
+def parse_articulation(value: object) -> float:
     """How far the mouth moves, in units of a usual speaker's movement.
+
+    Args:
+        value: a number, or one as text.
 
     Raises:
         InputError: not a number from `MIN_ARTICULATION` to `MAX_ARTICULATION`.
     """
-    if not MIN_ARTICULATION <= value <= MAX_ARTICULATION:  # NaN too
+    number = float("nan")
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    if not MIN_ARTICULATION <= number <= MAX_ARTICULATION:  # NaN too
         raise InputError(
-            f"articulation is {value!r}",
+            f"articulation is {value!r:.40}",
             f"articulation is a number from {MIN_ARTICULATION} to {MAX_ARTICULATION}",
         )
-    return float(value)
+    return number
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,14 @@ def test_values_out_of_range_are_bad_input(make):
         make()
 
 
-@pytest.mark.parametrize("given", [0.5, 1, 1.5])
+@pytest.mark.parametrize("given", [0.5, 1, 1.5, "0.75"])
 def test_articulation_from_half_to_one_and_a_half_is_taken(given):
-    assert parse_articulation(given) == given
+    assert parse_articulation(given) == float(given)
 
 
-@pytest.mark.parametrize("bad", [0.49, 1.51, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "bad", [0.49, 1.51, -1, float("nan"), float("inf"), "wide", "", True, None, [1], 10**400]
+)
 def test_articulation_beyond_is_bad_input(bad):
     with pytest.raises(InputError, match="articulation"):
         parse_articulation(bad)

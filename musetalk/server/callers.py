@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk import __version__
-from musetalk.config import Defaults, EngineConfig, PreprocessingConfig
+from musetalk.config import Defaults, EngineConfig, PreprocessingConfig, parse_articulation
 from musetalk.errors import InputError, MuseTalkError, UsageError
 from musetalk.server.jobs import JOBS_FOLDER, Jobs
 from musetalk.server.paths import check_output, find_input
@@ -81,6 +81,7 @@ class Callers:
             audio,
             output,
             str(request.get("fps") or Defaults.fps),
+            articulation=parse_articulation(request.get("articulation", Defaults.articulation)),
             batch_size=_whole(request.get("batch_size") or EngineConfig.batch_size),
             template_dir=self.find(folder, "template_dir", trusted) if folder else None,
             settings=self._settings(request),

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from musetalk.announcement import Announcement, proof
-from musetalk.config import EncodingConfig, PreprocessingConfig
+from musetalk.config import Defaults, EncodingConfig, PreprocessingConfig
 from musetalk.errors import InputError, MuseTalkError
 from musetalk.rendering import Conduct
 from musetalk.server.tcp import MAX_CALLS, encoded
@@ -51,6 +51,7 @@ class CommandRequest(BaseModel):
     audio_path: str = ""
     output_path: str = ""
     fps: str = ""
+    articulation: float = Defaults.articulation
     frames_dir: str = ""
     template_dir: str = ""
     batch_size: int = 1
@@ -160,6 +161,7 @@ def _inference(worker: Worker, body: CommandRequest, say: Say, cancel: threading
         Path(body.audio_path),
         Path(body.output_path),
         body.fps,
+        articulation=body.articulation,
         batch_size=body.batch_size,
         frames_dir=Path(body.frames_dir) if body.frames_dir else None,
         template_dir=Path(body.template_dir) if body.template_dir else None,

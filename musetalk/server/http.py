@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from musetalk import __version__
+from musetalk.config import Defaults
 from musetalk.errors import BusyError, CacheMissingError, InputError, MuseTalkError, UsageError
 from musetalk.server.callers import Callers, failure
 from musetalk.server.commands import commands_router
@@ -48,6 +49,7 @@ class StartSessionRequest(BaseModel):
 
     session_id: str
     template_id: str
+    articulation: float = Defaults.articulation
 
 
 class SegmentRequest(BaseModel):
@@ -144,7 +146,7 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
     def start_session(body: StartSessionRequest) -> Any:
         """Takes a place for a session and opens its template."""
         with _told_as_bad_request(body.template_id) as told:
-            session = callers.sessions.start(body.session_id, body.template_id)
+            session = callers.sessions.start(body.session_id, body.template_id, body.articulation)
             return {"success": True, "session_id": session.session_id, "template_id": session.template_id}
         return told.answer
 

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from musetalk.config import EncodingConfig, PreprocessingConfig, parse_fps
+from musetalk.config import Defaults, EncodingConfig, PreprocessingConfig, parse_articulation, parse_fps
 from musetalk.errors import BusyError, InputError, MuseTalkError
 from musetalk.file_rendering import TooShortError
 from musetalk.files import atomic_file, remove_file, remove_folder
@@ -69,6 +69,7 @@ class Job:
     fps: str
     created_at: float
     deadline: float
+    articulation: float = Defaults.articulation
     status: Status = "queued"
     progress: int = 0
     stage: str = "queued"
@@ -140,6 +141,7 @@ class Asked:
     portrait: Path | None
     template_id: str
     fps: str
+    articulation: float
     settings: PreprocessingConfig
     encoding: EncodingConfig
     digest: str
@@ -184,9 +186,10 @@ class Jobs:
 
         Raises:
             BusyError: too much waits already.
-            InputError: the key came with another request before, or fps can't be used.
+            InputError: the key came with another request before, or fps or articulation can't be used.
         """
         parse_fps(asked.fps)
+        parse_articulation(asked.articulation)
         with self._lock:
             known = self._keyed(asked.key)
             if known is None:
@@ -210,6 +213,7 @@ class Jobs:
             asked.fps,
             now,
             now + self._worker.server.job_deadline,
+            asked.articulation,
             client=asked.client,
             key=asked.key,
             digest=asked.digest,
@@ -379,7 +383,13 @@ class Jobs:
         job.size, job.engine = f"{width}x{height}", opened.engine.name
         picture = Picture(width + width % 2, height + height % 2, fps)
         generate = place.scheduler.generate(opened, running.cancel)
-        request = Request(fps, place.service.config.batch_size, generate=generate, cancel=running.cancel)
+        request = Request(
+            fps,
+            place.service.config.batch_size,
+            articulation=job.articulation,
+            generate=generate,
+            cancel=running.cancel,
+        )
         speech = _speech(running.audio)
         finished = running.folder / VIDEO
         with (

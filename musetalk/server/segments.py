@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from musetalk.config import Defaults, parse_fps
+from musetalk.config import Defaults, parse_articulation, parse_fps
 from musetalk.errors import BusyError, CancelledRun, InputError
 from musetalk.file_rendering import Files, TooShortError, render_file
 from musetalk.files import remove_file
@@ -72,6 +72,7 @@ class Session:
     session_id: str
     template_id: str
     place: Place
+    articulation: float = Defaults.articulation
     position: Position = dataclasses.field(default_factory=Position)
     answers: dict[tuple[int, str], SegmentAnswer] = dataclasses.field(default_factory=dict)
     latencies: list[float] = dataclasses.field(default_factory=list)
@@ -112,7 +113,9 @@ class SegmentSessions:
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
-    def start(self, session_id: str, template_id: str) -> Session:
+    def start(
+        self, session_id: str, template_id: str, articulation: float = Defaults.articulation
+    ) -> Session:
         """A session on a template, which is opened now; the same call again finds it.
 
         Raises:
@@ -121,15 +124,16 @@ class SegmentSessions:
         """
         if not session_id or len(session_id) > 200:
             raise InputError(f"session_id is {session_id[:40]!r}", "use an id of 1 to 200 characters")
+        articulation = parse_articulation(articulation)
         self.end_idle()
         with self._lock:
             known = self._sessions.get(session_id)
-        if known is not None and known.template_id == template_id:
+        if known is not None and (known.template_id, known.articulation) == (template_id, articulation):
             return known
         if known is not None:
             self.end(session_id)
         place = self._worker.take_place(template_id)
-        session = Session(session_id, template_id, place)
+        session = Session(session_id, template_id, place, articulation)
         try:
             place.service.renderer().open(template_id)
         except BaseException:
@@ -183,6 +187,7 @@ class SegmentSessions:
             fps,
             place.service.config.batch_size,
             session.position,
+            articulation=session.articulation,
             generate=place.scheduler.generate(opened, session.cancel, live=True),
             cancel=session.cancel,
         )

@@ -64,6 +64,7 @@ def videos_router(worker: Worker, jobs: Jobs) -> APIRouter:
         template_id: Annotated[str, Form(description="a template that is there; else send a portrait")] = "",
         portrait: Annotated[UploadFile | None, File(description="a picture or short video 图片")] = None,
         fps: Annotated[str, Form()] = str(Defaults.fps),
+        articulation: Annotated[float, Form(description="how far the mouth moves")] = Defaults.articulation,
         bbox_shift: Annotated[int, Form()] = PreprocessingConfig.bbox_shift,
         parsing_mode: Annotated[ParsingMode, Form()] = PreprocessingConfig.parsing_mode,
         idle_motion: Annotated[bool, Form()] = PreprocessingConfig.idle_motion,
@@ -89,9 +90,11 @@ def videos_router(worker: Worker, jobs: Jobs) -> APIRouter:
             if portrait is not None:
                 face, face_sha = save_upload(portrait.file, folder, "portrait", "picture", MAX_UPLOAD)
             name = check_template_id(template_id or template_of(digest_of(face_sha, settings)))
-            digest = digest_of(sound_sha, face_sha, name, fps, settings, encoding)
+            digest = digest_of(sound_sha, face_sha, name, fps, articulation, settings, encoding)
             key = idempotency_key and digest_of(client, idempotency_key)
-            asked = Asked(folder, sound, face, name, fps, settings, encoding, digest, client, key)
+            asked = Asked(
+                folder, sound, face, name, fps, articulation, settings, encoding, digest, client, key
+            )
             job, new = jobs.submit(asked)
         if not new:
             response.status_code = 200

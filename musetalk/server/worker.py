@@ -195,8 +195,9 @@ class Worker:
         template_id: str,
         audio: Path,
         output: Path,
-        fps: float | str = 25.0,
+        fps: float | str = Defaults.fps,
         *,
+        articulation: float = Defaults.articulation,
         batch_size: int | None = None,
         frames_dir: Path | None = None,
         template_dir: Path | None = None,
@@ -225,7 +226,7 @@ class Worker:
                 batch_size=place.service.config.batch_size if batch_size is None else batch_size,
             )
             answer = place.service.sharing(config=config, encoding=encoding).realtime_inference(
-                template_id, audio, output, fps, frames_dir, conduct=conduct
+                template_id, audio, output, fps, frames_dir, articulation, conduct
             )
             self.note_rendering(answer["stages"], answer["frames"])
             return answer

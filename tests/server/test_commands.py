@@ -50,6 +50,7 @@ def test_progress_and_the_answer_come_as_lines(served, tmp_path):
         {"encoding": {"nonsense": 1}},
         {"encoding": {"crf": 99}},
         {"batch_size": 0},
+        {"articulation": 0.4},
         {"template_id": "nobody"},
     ],
 )

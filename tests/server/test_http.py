@@ -71,6 +71,7 @@ def test_a_template_is_preprocessed_and_found_again(served, tmp_path):
         ("/api/preprocess_template", {"template_id": "x", "image_path": "/nowhere/x.jpg"}),
         ("/api/preprocess_template", {"template_id": "../x", "image_path": str(PORTRAIT)}),
         ("/api/start_session", {"session_id": "s", "template_id": "nobody"}),
+        ("/api/start_session", {"session_id": "s", "template_id": TEMPLATE, "articulation": 1.6}),
         ("/api/process_segment", {"session_id": "nobody's", "audio_path": str(SPEECH), "segment_index": 0}),
         ("/api/end_session/nobody", None),
     ],

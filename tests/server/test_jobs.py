@@ -59,7 +59,15 @@ def worker(tmp_path):
 def asked(jobs: Jobs, template_id: str = "anna", portrait: Path | None = None) -> Asked:
     folder = jobs.new_folder()
     return Asked(
-        folder, folder / "a.wav", portrait, template_id, "25", PreprocessingConfig(), EncodingConfig(), "d"
+        folder,
+        folder / "a.wav",
+        portrait,
+        template_id,
+        "25",
+        1.0,
+        PreprocessingConfig(),
+        EncodingConfig(),
+        "d",
     )
 
 

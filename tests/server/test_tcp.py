@@ -104,6 +104,14 @@ def test_preprocess_and_inference(client, tmp_path):
     assert len(list(read_video(tmp_path / "视频.mp4"))) == 190
 
 
+def test_articulation_shapes_an_inference(client, tmp_path):
+    usual, wide = (
+        client.ask(**inference(tmp_path, f"{value}.mp4"), articulation=value) for value in (1, "1.5")
+    )
+    assert usual["success"] is wide["success"] is True
+    assert (tmp_path / "1.mp4").read_bytes() != (tmp_path / "1.5.mp4").read_bytes()
+
+
 def test_replies_keep_the_order_of_requests(client, tmp_path):
     client.send(**inference(tmp_path))
     client.send(command="ping")
@@ -139,6 +147,9 @@ def test_a_failure_is_an_answer_with_its_kind(client, tmp_path):
         {"fps": "fast"},
         {"fps": 1e999},
         {"fps": [25]},
+        {"articulation": 1.6},
+        {"articulation": "wide"},
+        {"articulation": None},
         {"template_id": 7},
         {"template_id": "../../x"},
         {"audio_path": None},

@@ -156,6 +156,20 @@ def test_a_job_that_runs_is_cancelled_and_then_removed(served, long_job):
     assert not (served.videos / "jobs" / long_job["id"]).exists()
 
 
+def test_articulation_moves_a_job_s_mouth_more_or_less(served, tmp_path):
+    def movement(articulation: str) -> float:
+        job = make(served, articulation=articulation)
+        assert (
+            job["articulation"] == float(articulation) and ended(served, job["id"])["status"] == "completed"
+        )
+        path = tmp_path / f"{articulation}.mp4"
+        path.write_bytes(served.call("GET", f"/v1/videos/{job['id']}/content")[2])
+        frames = np.stack([frame[::4, ::4] for frame in read_video(path)]).astype(np.float32)
+        return float(np.abs(frames - frames[0]).mean())
+
+    assert movement("1.5") > 1.3 * movement("0.5")
+
+
 def test_jobs_are_listed_by_pages(served):
     made = [make(served)["id"] for _ in range(3)]
     for job_id in made:
@@ -184,6 +198,8 @@ def test_sound_that_cannot_be_used_ends_in_a_failure_with_its_code(served, tmp_p
         ({"template_id": TEMPLATE}, {"audio": b"#EXTM3U\nfile:///etc/passwd"}, 400),
         ({"template_id": TEMPLATE}, {"audio": b""}, 400),
         ({"template_id": TEMPLATE, "fps": "1e99"}, {"audio": b"fLaC...."}, 400),
+        ({"template_id": TEMPLATE, "articulation": "1.6"}, {"audio": b"fLaC...."}, 400),
+        ({"template_id": TEMPLATE, "articulation": "wide"}, {"audio": b"fLaC...."}, 422),
         ({"template_id": TEMPLATE, "parsing_mode": "chin"}, {"audio": b"fLaC...."}, 422),
         ({}, {"audio": b"fLaC....", "portrait": b"MZ executable"}, 400),
     ],
