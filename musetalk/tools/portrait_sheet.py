@@ -2,7 +2,7 @@
 
     python -m musetalk.tools.portrait_sheet sheet.jpg portrait.jpg ... [--side 256] [--zoom 1.0]
 
-Each row is a portrait, untouched and then in eight shapes, blended into its frame as in a video. Two
+Each row is a portrait, untouched and then in nine shapes, blended into its frame as in a video. Two
 versions of the rig are compared by laying their pages side by side. docs/portrait_sheet.jpg is the page of
 models/lite/portraits/*.jpg with --side 192 --zoom 1.25.
 """
@@ -38,6 +38,13 @@ SHAPES: Mapping[str, Mapping[str, float]] = {
     },
     "u": {"jaw_open": 0.18, "lip_open": 0.35, "pucker": 0.9},
     "o": {"jaw_open": 0.5, "lip_open": 0.35, "pucker": 0.6},
+    "l": {
+        "jaw_open": 0.3,
+        "lip_open": 0.4,
+        "lower_lip_drop": 0.15,
+        "upper_lip_raise": 0.1,
+        "tongue_up": 1.0,
+    },
     "s": {
         "jaw_open": 0.06,
         "lip_open": 0.4,
@@ -125,7 +132,7 @@ def main() -> None:
     """The command: writes the page of the named portraits."""
     import cv2
 
-    parser = argparse.ArgumentParser(description="a picture page: portraits in eight mouth shapes")
+    parser = argparse.ArgumentParser(description="a picture page: portraits in nine mouth shapes")
     parser.add_argument("output", type=Path, help="picture to write, .jpg or .png")
     parser.add_argument("portraits", type=Path, nargs="+")
     parser.add_argument("--side", type=int, default=256, help="pixels of one picture")
