@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -327,8 +327,8 @@ def common_look(looks: Sequence[Look]) -> Look:
     owned = float(np.mean([look.owned for look in looks])) >= OWN_TEETH_FRAMES
     alike = [look for look in looks if (look.owned > 0) == owned] or list(looks)
     middles = [np.median(values, axis=0) for values in zip(*(look.palette for look in alike), strict=True)]
-    palette = Palette(*(middle.astype(np.float32) if middle.ndim else float(middle) for middle in middles))
-    return Look(palette, float(np.median([look.edge for look in alike])), float(owned))
+    colours: list[Any] = [middle.astype(np.float32) if middle.ndim else float(middle) for middle in middles]
+    return Look(Palette(*colours), float(np.median([look.edge for look in alike])), float(owned))
 
 
 def paint_layers(
