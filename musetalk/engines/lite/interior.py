@@ -220,7 +220,7 @@ def _teeth(right: np.ndarray, down: np.ndarray, row: Row, flatness: float) -> _T
     right_side = (right > 0).astype(np.int8)
     shorter, pointed, crowns = (np.array(each, np.float32) for each in (row.shorter, row.pointed, row.crowns))
     square = across * across
-    own = np.where(across > 0, *np.float32(TOOTH_ROUNDING[::-1])) * square * square
+    own = np.where(across > 0, *np.array(TOOTH_ROUNDING[::-1], np.float32)) * square * square
     own += (shorter + UNEVEN_EDGE * UNEVEN)[right_side, number] + pointed[number] * np.abs(across)
     height = -(down + row.arch * (side * side) + np.float32(1 - flatness) * own)
     crown = crowns[number]
@@ -234,7 +234,7 @@ def _tooth_light(teeth: _Teeth, row: Row, flatness: float, pixel: float) -> np.n
     width = max(GAP_WIDTH[0], GAP_WIDTH[1] * pixel)
     seam = np.exp(-(((1 - np.abs(teeth.across)) * teeth.half / width) ** 2))
     gap = (GAP_SHADE[0] + GAP_SHADE[1] * wedge) * seam * min(1.0, GAP_SEEN[0] / pixel + GAP_SEEN[1])
-    shade = (np.float32(row.shades) + UNEVEN_SHADE * UNEVEN)[teeth.right_side, teeth.number]
+    shade = (np.array(row.shades, np.float32) + UNEVEN_SHADE * UNEVEN)[teeth.right_side, teeth.number]
     bulge = 1 - drawn * BULGE * teeth.across**2
     edge = 1 - drawn * TOOTH_EDGE * np.exp(-((height / EDGE_REACH) ** 2))
     neck = 1 - drawn * NECK_SHADE * np.minimum(height / teeth.crown, 1) ** 2
@@ -243,7 +243,7 @@ def _tooth_light(teeth: _Teeth, row: Row, flatness: float, pixel: float) -> np.n
 
 def _gleam(teeth: _Teeth, palette: Palette) -> np.ndarray:
     """The share of white that light adds to a row of teeth, on the side of each that is turned to it."""
-    outwards = np.where(teeth.right_side == 1, *np.float32([1, -1]))
+    outwards = np.where(teeth.right_side == 1, np.float32(1), np.float32(-1))
     across = (teeth.across * outwards - np.float32(np.sign(palette.side) * GLEAM_PLACE[0])) / GLEAM_SIZE[0]
     up = (teeth.height / teeth.crown - GLEAM_PLACE[1]) / GLEAM_SIZE[1]
     strength = np.float32(GLEAM * (1 - palette.flatness)) * (1 - teeth.lateral)
