@@ -90,25 +90,25 @@ def carry_out(
     Raises:
         EngineError: workers die one after the other without anything done.
     """
-    deaths = 0
+    deaths: list[str] = []  # their words
     hungry: dict[str, None] = {}  # in the order in which they came
     while not schedule.finished:
         for event in crew.wait():
             notice(event)
             hungry[event.worker] = None
             if isinstance(event, Done):
-                deaths = 0
+                deaths = []
                 settled = schedule.done(event.worker, event.outcome)
             elif isinstance(event, Lost):
-                deaths += 1
+                deaths.append(event.words)
                 settled = schedule.lose(event.worker, _death(event))
             else:
                 settled = []
             for row in settled:
                 settle(row)
-            if deaths >= DEATHS_IN_A_ROW and not schedule.finished:
+            if len(deaths) >= DEATHS_IN_A_ROW and not schedule.finished:
                 raise EngineError(
-                    f"workers die one after the other: {event.words}",  # type: ignore[union-attr]
+                    f"workers die one after the other: {deaths[-1]}",
                     "look at the lines above; fewer --processes need less memory",
                 )
         _feed(schedule, crew, hungry)
