@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from musetalk.engines.lite.palette import Palette, bands_of, luminance, measure_palette
+from musetalk.engines.lite.palette import SHARP_TURN, Palette, bands_of, luminance, measure_palette
 from musetalk.engines.lite.rig import Lips
 from musetalk.faces.head import eye_distance, smoothstep
 
@@ -194,7 +194,7 @@ class _Canvas(NamedTuple):
     down: np.ndarray  # eye distances below the closed lips' line
     light: np.ndarray  # of a usual face's, 1 at the middle
     grain: np.ndarray  # of the picture, share of the luma
-    pixel: float  # eye distances
+    pixel: float  # eye distances, of a sharp picture that would show as much
     turn: float  # eye distances over which painted edges turn
 
 
@@ -356,8 +356,8 @@ def _canvas(head: np.ndarray, lips: Lips, palette: Palette, pixel: float) -> _Ca
     right = head[..., 0] / np.float32(lips.scale)
     down = (head[..., 1] - np.float32(lips.seam)) / np.float32(lips.scale)
     light = 1 + np.float32(palette.side) * right
-    pixel /= lips.scale
-    return _Canvas(right, down, light, _grain(right.shape, palette), pixel, palette.turn * pixel)
+    turn = palette.turn * pixel / lips.scale
+    return _Canvas(right, down, light, _grain(right.shape, palette), turn / SHARP_TURN, turn)
 
 
 def _tongue(canvas: _Canvas, palette: Palette) -> np.ndarray:

@@ -41,18 +41,17 @@ FLAT_CAVITY, FLAT_TOOTH = 0.8, 0.15  # shares by which drawings have both lighte
 LIGHTEST_TOOTH = 235  # of 255
 FULL_COLOUR = 0.2  # saturation from which a picture counts as coloured
 DARK_LINE = 0.72  # of the lips' colour, the lightest that the line between them is
-GRAIN = 2.2, 1.4  # mean second difference of luma below which a picture is flat, and by how much altogether
+GRAIN = 0.0140, 0.0089  # mean second difference, of the luma, below which a picture is flat, and by how much
+SHARP_TURN = 1.8  # pixels over which edges of a sharp picture turn: softer ones are looked at smaller
 GUM_LIP = 0.45  # share of the lips' colour in the gums', which else is the tongue's
 GUM_LIGHT = 1.12  # of both
 SIDE_LIGHT = 0.6  # of the light, the most that a way of an eye distance to the right changes
 BANDS = 0.8, 1.6, 3.2  # pixels, deviations of the blurs between which grain is told
 GRAIN_REACH = 0.07, 4  # half the side of the patches that tell it, eye distances and pixels at least
 MOST_GRAIN = 0.05  # of the luma, in one band
-TURN = 1.2, 4.0  # pixels over which painted edges turn, the least and the most
-EDGE_REACH, EDGE_CONTRAST = (
-    5,
-    20,
-)  # pixels round a contour where its edge is looked for, and luma it must have
+TURN = 1.2, 20.0  # pixels over which painted edges turn, the least and the most
+EDGE_REACHES = 5, 10, 20  # pixels round a contour where its edge is looked for, further if it is softer
+EDGE_CONTRAST = 20  # luma that it must have
 SHARPEST = 25  # percentile of the widths of a picture's edges that is what its lens does
 MEASURED_WIDER = 0.6  # pixels that differences of pixels take an edge for wider
 SHADED_EYE = 0.95  # of the skin's luma; eyes in the brows' or glasses' shadow say nothing of the teeth
@@ -105,7 +104,8 @@ def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
     light = float(luminance(skin))
     white = max(_eye_white(picture, points, radius), SHADED_EYE * light)
     level = float(np.clip(SKIN_SHARE * light + WHITE_SHARE * white, *LIGHT))
-    flatness = _flatness(picture, points, radius)
+    turn = _turn(picture, points)
+    flatness = _flatness(picture, points, radius, max(1.0, turn / SHARP_TURN))
     tooth = level * TOOTH_TINT * (OWN_TINT + SKIN_TINT * skin / max(light, 1))
     tongue = TONGUE_RED * lip + TONGUE_TINT * level * TONGUE_COLOUR
     gum = GUM_LIGHT * (GUM_LIP * lip + (1 - GUM_LIP) * tongue)
@@ -122,7 +122,7 @@ def measure_palette(picture: np.ndarray, landmarks: np.ndarray) -> Palette:
         flatness=flatness,
         side=_side_light(picture, points, radius),
         grain=_grain(picture, points),
-        turn=_turn(picture, points),
+        turn=turn,
     )
 
 
@@ -150,21 +150,25 @@ def _lip_line(picture: np.ndarray, points: np.ndarray, lip: np.ndarray) -> np.nd
     return np.minimum(dark, DARK_LINE * lip)
 
 
-def _flatness(picture: np.ndarray, points: np.ndarray, radius: int) -> float:
+def _flatness(picture: np.ndarray, points: np.ndarray, radius: int, softness: float) -> float:
+    """1 for skin that is one colour, as drawings have it.
+
+    A picture that is `softness` times softer than a sharp one is looked at as small as it would be sharp:
+    a blurred photograph is no drawing.
+    """
+    import cv2
+
+    reach = round(2 * max(radius, softness))
     grain = []
     for x, y in np.round(points[list(CHEEKS)]).astype(int):
-        patch = luminance(
-            picture[max(y - 2 * radius, 0) : y + 2 * radius, max(x - 2 * radius, 0) : x + 2 * radius]
-        )
-        if min(patch.shape) >= 3:
-            second = (
-                patch[1:-1, 1:-1] * 4
-                - patch[:-2, 1:-1]
-                - patch[2:, 1:-1]
-                - patch[1:-1, :-2]
-                - patch[1:-1, 2:]
-            )
-            grain.append(float(np.abs(second).mean()))
+        luma = _luma_round(picture, x, y, reach)
+        if luma is not None:
+            if softness > 1:
+                sides = [max(3, round(side / softness)) for side in reversed(luma.shape)]
+                luma = cv2.resize(luma, sides, interpolation=cv2.INTER_AREA)
+            beside = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
+            rough = float(np.abs(4 * luma[1:-1, 1:-1] - beside).mean())
+            grain.append(rough / max(float(luma.mean()), 1))
     return float(np.clip((GRAIN[0] - np.median(grain)) / GRAIN[1], 0, 1)) if grain else 0.0
 
 
@@ -206,17 +210,21 @@ def _grain(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def _turn(picture: np.ndarray, points: np.ndarray) -> float:
     """Pixels over which the sharper edges of eyes and lips turn from dark to light."""
+    width = 0.0
+    for reach in EDGE_REACHES:
+        width = _edge_width(picture, points, reach)
+        if width < reach:
+            break
+    return float(np.clip(width - MEASURED_WIDER, *TURN))
+
+
+def _edge_width(picture: np.ndarray, points: np.ndarray, reach: int) -> float:
+    """Contrast over slope of the sharper edges within `reach` of eyes and lips, pixels; 0 if none is seen."""
     widths = []
     contour = points[[*RIGHT_EYE, *LEFT_EYE, *OUTER_UPPER_LIP, *OUTER_LOWER_LIP]]
     for x, y in np.round(contour).astype(int):
-        patch = picture[
-            max(y - EDGE_REACH, 0) : y + EDGE_REACH + 1, max(x - EDGE_REACH, 0) : x + EDGE_REACH + 1
-        ]
-        if min(patch.shape[:2]) > EDGE_REACH:
-            luma = luminance(patch.astype(np.float32))
+        luma = _luma_round(picture, x, y, reach)
+        if luma is not None and (contrast := float(np.ptp(luma))) > EDGE_CONTRAST:
             slope = max(np.abs(luma[2:] - luma[:-2]).max(), np.abs(luma[:, 2:] - luma[:, :-2]).max()) / 2
-            contrast = float(np.ptp(luma))
-            if contrast > EDGE_CONTRAST:
-                widths.append(contrast / float(slope))
-    width = float(np.percentile(widths, SHARPEST)) if widths else 0.0
-    return float(np.clip(width - MEASURED_WIDER, *TURN))
+            widths.append(contrast / float(slope))
+    return float(np.percentile(widths, SHARPEST)) if widths else 0.0

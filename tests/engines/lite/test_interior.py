@@ -200,3 +200,11 @@ def test_gum_is_above_the_teeth_and_comes_down_between_them() -> None:
     assert lowest.max() < edge - 8
     near_middle = lowest[middle - 20 : middle + 20]
     assert near_middle.max() - near_middle.min() >= 4
+
+
+def test_a_blurred_photograph_is_no_drawing() -> None:
+    assert painted("hopper", change=blurred)[0].flatness < 0.2
+
+
+def test_a_drawing_is_one_at_any_size() -> None:
+    assert painted("drawn_girl", change=lambda frame: cv2.GaussianBlur(frame, (0, 0), 1.5))[0].flatness > 0.6
