@@ -37,6 +37,7 @@ from musetalk.config import (
     PreprocessingConfig,
     RuntimeRequest,
     ServerConfig,
+    SoundCodec,
     Switch,
     VaeDecoder,
 )
@@ -428,6 +429,7 @@ def _server_config(arguments: argparse.Namespace) -> ServerConfig:
         token=arguments.token or os.environ.get("MUSETALK_TOKEN", ""),
         trust=tuple(arguments.trust or ()),
         allow_dirs=tuple(Path(folder) for folder in arguments.allow_dir or ()),
+        segment_sound=arguments.segment_sound,
     )
     from musetalk.server.gate import is_loopback
 
@@ -462,6 +464,12 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--token", help="what callers from elsewhere must show; or MUSETALK_TOKEN")
     group.add_argument("--trust", action="append", metavar="CIDR", help="network that needs no token")
     group.add_argument("--allow_dir", action="append", metavar="DIR", help="folder that callers may name")
+    group.add_argument(
+        "--segment_sound",
+        choices=get_args(SoundCodec),
+        default=defaults.segment_sound,
+        help="in sessions' segments (default %(default)s: every sample as it was sent)",
+    )
 
 
 def preprocessing_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:

@@ -24,6 +24,7 @@ FaceParserRequest = Literal["auto", "landmarks", "bisenet"]
 RuntimeRequest = Literal["auto", "torch", "openvino"]
 Switch = Literal["auto", "on", "off"]
 VaeDecoder = Literal["full", "tiny"]
+SoundCodec = Literal["aac", "flac"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = (_PACKAGE / "models").is_dir()  # a wheel carries the bundled models inside the package
@@ -182,9 +183,11 @@ class EncodingConfig:
     preset: str = "veryfast"
     crf: int = 18
     threads: int | None = None
+    sound: SoundCodec = "aac"  # of mp4 and mov; FLAC keeps every sample
 
     def __post_init__(self) -> None:
         _whole("crf", self.crf, 0, MAX_CRF)
+        _choice("sound", self.sound, SoundCodec)
         if self.threads is not None:
             _whole("threads", self.threads, 1, MAX_ENCODER_THREADS)
 
@@ -207,10 +210,12 @@ class ServerConfig:
     token: str = ""  # what callers must show when the address isn't the loopback's
     trust: tuple[str, ...] = ()  # networks whose callers need no token, "172.18.0.0/16" say
     allow_dirs: tuple[Path, ...] = ()  # what paths in requests may lie below, when not on the loopback
+    segment_sound: SoundCodec = "flac"  # of sessions' segments: joined they are the speech, sample for sample
 
     def __post_init__(self) -> None:
         _whole("http_port", self.http_port, 0, 65_535)
         _whole("port", self.tcp_port, 0, 65_535)
+        _choice("segment_sound", self.segment_sound, SoundCodec)
         if self.max_sessions is not None:
             _whole("max_sessions", self.max_sessions, 1, 10_000)
         if not 0 <= self.grace <= 3600:

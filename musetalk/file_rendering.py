@@ -68,11 +68,13 @@ class Files:
         audio: any file with sound.
         output: the video; it appears when it is complete.
         frames_dir: also takes each blended frame as PNG; None for none.
+        earlier: sounds of the session that no video holds yet: heard in this one, before its own.
     """
 
     audio: Path
     output: Path
     frames_dir: Path | None = None
+    earlier: tuple[Path, ...] = ()
 
 
 def render_file(
@@ -105,7 +107,9 @@ def render_file(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(FrameFolder(files.frames_dir)) if files.frames_dir else None
         writer = stack.enter_context(
-            VideoWriter(files.output, width, height, request.fps, files.audio, encoding=encoding)
+            VideoWriter(
+                files.output, width, height, request.fps, files.audio, encoding, earlier=files.earlier
+            )
         )
         frames, info = render(opened, read_waveform(files.audio), request, clock)
         stack.enter_context(contextlib.closing(frames))

@@ -43,6 +43,17 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave We
 _STAMP = re.compile(r"frame:\d+ +pts:(-?\d+|NOPTS)")
 _MARK = "told"  # a frame's metadata entry, without which its time stamp isn't printed
 MP4_SUFFIXES = (".mp4", ".mov")  # AAC; Matroska can't say where AAC's last packet ends, so it takes Opus
+SOUND_SHAPES = {  # FLAC's is the source's own
+    "aac": {"channel_layouts": "mono|stereo", "sample_rates": "44100|48000"},
+    "opus": {"channel_layouts": "mono|stereo", "sample_rates": "44100|48000"},
+    "flac": {"channel_layouts": "mono|stereo"},
+}
+SOUND_OPTIONS = {
+    # aac's default coder takes twice the time and is further from what it was given
+    "aac": {"acodec": "aac", "aac_coder": "fast"},
+    "opus": {"acodec": "libopus"},
+    "flac": {"acodec": "flac", "strict": "experimental"},  # in mp4, for ffmpeg before 5
+}
 WEBM_CODECS = ("vp8", "vp9", "av1", "vpx")
 
 COLOUR = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
@@ -402,11 +413,13 @@ class VideoWriter:
         audio_path: Path | str | None,
         encoding: EncodingConfig,
         pixel_format: PixelFormat = "yuv420p",
+        earlier: Sequence[Path] = (),
     ) -> None:
         """Start the encoder for frames of `width`×`height` pixels at `fps` (1/s).
 
         Odd sides are encoded one pixel longer, with the last column or row repeated: "yuv420p"
-        buffers come with that pixel already, "bgr24" frames without it.
+        buffers come with that pixel already, "bgr24" frames without it. The sound of `earlier` files is
+        heard before that of `audio_path`.
 
         Raises:
             OutputError: as `check_output_path`.
@@ -424,7 +437,8 @@ class VideoWriter:
         self._temporary = _unfinished_path(self.output_path)
         self._open = True
         size = (even_width, even_height)
-        self._start(_encode_arguments(self._temporary, size, fps, audio, encoding, pixel_format))
+        sounds = [] if audio is None else [*earlier, audio]
+        self._start(_encode_arguments(self._temporary, size, fps, sounds, encoding, pixel_format))
 
     def _start(self, arguments: list[str]) -> None:
         sweep(self.output_path.parent, _unfinished_pattern(self.output_path))
@@ -516,7 +530,7 @@ def _encode_arguments(
     target: Path,
     size: tuple[int, int],
     fps: Fraction,
-    audio: Path | None,
+    sounds: Sequence[Path],
     encoding: EncodingConfig,
     pixel_format: PixelFormat,
 ) -> list[str]:
@@ -535,18 +549,25 @@ def _encode_arguments(
     streams = [pictures.filter("setparams", range="tv", **COLOUR)]
     # ffmpeg before 5 takes the tags from the options, later ones from the frames
     options = {**encoder_options(encoding, target.suffix), **COLOUR, "color_range": "tv", "map_metadata": -1}
-    if audio is not None:
-        # numbered samples: a gap or a late start in the source would shift what was heard by the encoder
-        sound = ffmpeg.input_stream(audio)[sound_track(audio)].filter("asetpts", "N/SR/TB")
-        streams.append(sound.filter("aformat", channel_layouts="mono|stereo", sample_rates="44100|48000"))
-        # aac's default coder takes twice the time and is further from what it was given
-        options |= (
-            {"acodec": "aac", "aac_coder": "fast"} if target.suffix in MP4_SUFFIXES else {"acodec": "libopus"}
-        )
+    if sounds:
+        codec = encoding.sound if target.suffix in MP4_SUFFIXES else "opus"
+        streams.append(_heard(sounds).filter("aformat", **SOUND_SHAPES[codec]))
+        options |= SOUND_OPTIONS[codec]
     if target.suffix in MP4_SUFFIXES:
         options |= {"movflags": "+faststart", "video_track_timescale": timescale(fps)}
     output = builder.output(*streams, ffmpeg.file_url(target), **options)
     return list(builder.get_args(builder.overwrite_output(output)))
+
+
+def _heard(sounds: Sequence[Path]) -> Any:
+    """All sounds, one behind the other."""
+    import ffmpeg as builder
+
+    # numbered samples: a gap or a late start in a source would shift what was heard by the encoder
+    tracks = [
+        ffmpeg.input_stream(path)[sound_track(path)].filter("asetpts", "N/SR/TB") for path in sounds
+    ]
+    return tracks[0] if len(tracks) == 1 else builder.concat(*tracks, v=0, a=1)
 
 
 def timescale(fps: Fraction) -> int:

@@ -2,7 +2,8 @@
 
 The decision a reader would question: a segment that was answered is answered again in the same words when
 the caller repeats it, because a caller whose connection broke can't know whether his call came through. And
-a segment that completes no frame gives no file but is heard: the frame it began comes with the next one.
+a segment that completes no frame gives no file but is heard: the frame it began comes with the next one, and
+so does its sound.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import contextlib
 import dataclasses
 import re
 import secrets
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -65,6 +67,7 @@ class Session:
         position: where it stands behind the last segment.
         holds_place: until the final segment was rendered.
         waiting: segments that are rendered or wait for it.
+        unheard: sound files, as bytes, of segments since the last that gave a video.
         answers: of the last segments, by their index and sound file.
         latencies: seconds from each segment's call to its answer.
     """
@@ -81,6 +84,7 @@ class Session:
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     holds_place: bool = True
     waiting: int = 0
+    unheard: list[bytes] = dataclasses.field(default_factory=list)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -191,11 +195,15 @@ class SegmentSessions:
             generate=place.scheduler.generate(opened, session.cancel, live=True),
             cancel=session.cancel,
         )
+        encoding = dataclasses.replace(place.service.encoding, sound=self._worker.server.segment_sound)
         try:
-            info, _ = render_file(opened, Files(audio, output), request, place.service.encoding, clock)
-            position = info.position
+            with _as_files(session.unheard) as earlier:
+                files = Files(audio, output, earlier=earlier)
+                info, _ = render_file(opened, files, request, encoding, clock)
+            position, session.unheard = info.position, []
         except TooShortError as e:
             position = e.position
+            session.unheard.append(audio.read_bytes())
         self._worker.note_rendering(clock.seconds, position.frames - session.position.frames)
         frames, session.position = position.frames - session.position.frames, position
         elapsed = time.monotonic() - called
@@ -260,6 +268,19 @@ class SegmentSessions:
         if session.cancel.is_set():
             raise CancelledRun("the session was ended 会话已结束", "")
         return session
+
+
+@contextlib.contextmanager
+def _as_files(contents: Sequence[bytes]) -> Iterator[tuple[Path, ...]]:
+    """Sounds that are kept in memory, as files while the block lasts."""
+    if not contents:
+        yield ()
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        paths = tuple(Path(folder) / str(index) for index in range(len(contents)))
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        yield paths
 
 
 def _unknown(session_id: str) -> InputError:
