@@ -134,6 +134,12 @@ def check_answer(template_id: str, check: CacheCheck) -> CheckAnswer:
     return answer
 
 
+def template_source(folder: Path, template_id: str) -> Path | None:
+    """`folder`/`template_id`.jpg|jpeg|png|webp|mp4, the first that is there."""
+    sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
+    return next((path for path in sources if path.is_file()), None)
+
+
 def is_outdated(metadata: Mapping[str, Any], source: Path | None) -> bool:
     """Whether a cache was made from this very path, which holds another picture by now."""
     from musetalk.preprocessing.source import source_sha256
@@ -181,10 +187,11 @@ class IntegratedMuseTalkService:
         config: EngineConfig | None = None,
         encoding: EncodingConfig | None = None,
         settings: PreprocessingConfig | None = None,
+        cache_dir: Path | None = None,
     ) -> IntegratedMuseTalkService:
-        """A service with other settings over the same cache folder, engines and open templates."""
+        """A service with other settings, or over another cache folder, that shares engines and templates."""
         return IntegratedMuseTalkService(
-            self.store.cache_dir,
+            cache_dir or self.store.cache_dir,
             config=config or self.config,
             encoding=encoding or self.encoding,
             settings=settings or self.settings,
@@ -229,8 +236,7 @@ class IntegratedMuseTalkService:
         A cache is outdated when it was made from that very file and the file has changed since. Where the
         folder has no such file, a warning says so, and the caller meets what is wrong with the cache.
         """
-        sources = (folder / f"{template_id}{suffix}" for suffix in TEMPLATE_SUFFIXES)
-        source = next((path for path in sources if path.is_file()), None)
+        source = template_source(folder, template_id)
         check = self.store.check(template_id, full=False)
         if check.valid and not is_outdated(check.metadata or {}, source):
             return

@@ -564,9 +564,7 @@ def _heard(sounds: Sequence[Path]) -> Any:
     import ffmpeg as builder
 
     # numbered samples: a gap or a late start in a source would shift what was heard by the encoder
-    tracks = [
-        ffmpeg.input_stream(path)[sound_track(path)].filter("asetpts", "N/SR/TB") for path in sounds
-    ]
+    tracks = [ffmpeg.input_stream(path)[sound_track(path)].filter("asetpts", "N/SR/TB") for path in sounds]
     return tracks[0] if len(tracks) == 1 else builder.concat(*tracks, v=0, a=1)
 
 

@@ -17,11 +17,12 @@ from musetalk import __version__
 from musetalk.config import Defaults, EngineConfig, PreprocessingConfig, parse_articulation
 from musetalk.errors import InputError, MuseTalkError, UsageError
 from musetalk.server.jobs import JOBS_FOLDER, Jobs
-from musetalk.server.paths import check_output, find_input
+from musetalk.server.paths import check_output, find_cache, find_input
 from musetalk.server.segments import SegmentSessions
 from musetalk.server.uploads import sweep_portraits
 from musetalk.server.worker import Worker
-from musetalk.templates.store import check_template_id
+from musetalk.service import CheckAnswer, template_source
+from musetalk.templates.store import TemplateStore, check_template_id
 
 WHOLE = re.compile(r"[0-9]{1,9}")
 
@@ -55,6 +56,29 @@ class Callers:
         """The output file that a request names."""
         return check_output(_text(text, name), None if trusted else self._allowed)
 
+    def cache(self, request: Mapping[str, Any], trusted: bool) -> Path:
+        """The cache folder that a request names; the worker's own where it names none.
+
+        Raises:
+            InputError: it isn't a path, or lies where the caller may not look.
+        """
+        own = self.worker.service.store.cache_dir
+        if not request.get("cache_dir"):
+            return own
+        text = _text(request.get("cache_dir"), "cache_dir")
+        return find_cache(text, own, str(request.get("template_id")), None if trusted else self._allowed)
+
+    def _found_cache(self, template_id: str, named: Path, template_dir: Path | None) -> Path:
+        """`named` where it has the template or is to get it, else the worker's own folder if that has it.
+
+        Callers name a folder when they render and none when they preprocess.
+        """
+        own = self.worker.service.store
+        makes_it = template_dir is not None and template_source(template_dir, template_id) is not None
+        if named == own.cache_dir or makes_it or TemplateStore(named).check(template_id, full=False).exists:
+            return named
+        return own.cache_dir if own.check(template_id, full=False).exists else named
+
     @property
     def _allowed(self) -> tuple[Path, ...]:
         server = self.worker.server
@@ -66,9 +90,9 @@ class Callers:
         source = self.find(given, "image_path", trusted)
         settings = self._settings(request)
         force = bool(request.get("force") or request.get("force_refresh"))
-        return dict(
-            self.worker.preprocess(_text(request.get("template_id"), "template_id"), source, settings, force)
-        )
+        template_id = check_template_id(_text(request.get("template_id"), "template_id"))
+        cache_dir = self.cache(request, trusted)
+        return dict(self.worker.preprocess(template_id, source, settings, force, cache_dir=cache_dir))
 
     def inference(self, request: Mapping[str, Any], trusted: bool) -> dict[str, Any]:
         """Renders `audio_path` onto a template into `output_path`; preprocesses first when asked to."""
@@ -76,6 +100,7 @@ class Callers:
         audio = self.find(request.get("audio_path"), "audio_path", trusted)
         output = self.output(request.get("output_path"), "output_path", trusted)
         folder = request.get("template_dir")
+        template_dir = self.find(folder, "template_dir", trusted) if folder else None
         answer = self.worker.render_file(
             template_id,
             audio,
@@ -83,8 +108,9 @@ class Callers:
             str(request.get("fps") or Defaults.fps),
             articulation=parse_articulation(request.get("articulation", Defaults.articulation)),
             batch_size=_whole(request.get("batch_size") or EngineConfig.batch_size),
-            template_dir=self.find(folder, "template_dir", trusted) if folder else None,
+            template_dir=template_dir,
             settings=self._settings(request),
+            cache_dir=self._found_cache(template_id, self.cache(request, trusted), template_dir),
         )
         return dict(answer)
 
@@ -93,9 +119,12 @@ class Callers:
         known = {key: request[key] for key in ("bbox_shift", "parsing_mode") if request.get(key) is not None}
         return _replaced(self.worker.service.settings, known)
 
-    def check(self, template_id: str) -> dict[str, Any]:
-        """Whether a template can be used."""
-        return dict(self.worker.service.check_template_cache(template_id))
+    def check(self, request: Mapping[str, Any], trusted: bool) -> tuple[CheckAnswer, TemplateStore]:
+        """Whether a template can be used, and where it would be."""
+        template_id = check_template_id(_text(request.get("template_id"), "template_id"))
+        folder = self._found_cache(template_id, self.cache(request, trusted), None)
+        service = self.worker.service.sharing(cache_dir=folder)
+        return service.check_template_cache(template_id), service.store
 
     def keep_house(self) -> None:
         """Ends silent sessions and removes old files; to be called now and then."""

@@ -6,6 +6,7 @@ caller and worker share, because two containers mount one folder under different
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -41,6 +42,27 @@ def check_output(text: str, allowed: Sequence[Path] | None) -> Path:
         InputError: it lies outside the allowed folders.
     """
     return _allowed(_path(text, trusted=allowed is None), allowed)
+
+
+def find_cache(text: str, own: Path, template_id: str, allowed: Sequence[Path] | None) -> Path:
+    """The cache folder that a request names, which may be a template's own folder inside the worker's.
+
+    Args:
+        text: a path as the caller's system writes it.
+        own: the worker's cache folder.
+        allowed: what another folder must lie below, links resolved, to be used; one that isn't here at all is
+            the caller's name for the worker's. None allows every place.
+
+    Raises:
+        InputError: it lies elsewhere.
+    """
+    path = _path(text, trusted=allowed is None)
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # `_allowed` says what is wrong with it
+        if path.resolve() in (own.resolve(), (own / template_id).resolve()):
+            return own
+    if allowed is not None and not _exists(path):
+        return own
+    return _allowed(path, allowed)
 
 
 def _path(text: str, *, trusted: bool) -> Path:

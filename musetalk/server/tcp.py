@@ -93,7 +93,7 @@ class LineProtocol:
         self._commands: dict[str, Callable[[dict[str, Any], bool], dict[str, Any]]] = {
             "ping": lambda request, trusted: callers.ping(),
             "status": lambda request, trusted: self._status(),
-            "check_cache": lambda request, trusted: self._check(request),
+            "check_cache": self._check,
             "preprocess": self._preprocess,
             "inference": self._inference,
         }
@@ -153,9 +153,9 @@ class LineProtocol:
             "version": __version__,
         }
 
-    def _check(self, request: dict[str, Any]) -> dict[str, Any]:
-        template_id = str(request.get("template_id") or "")
-        answer, store = self._callers.check(template_id), self._callers.worker.service.store
+    def _check(self, request: dict[str, Any], trusted: bool) -> dict[str, Any]:
+        answer, store = self._callers.check(request, trusted)
+        template_id = answer["template_id"]
         return {
             "success": True,
             "template_id": template_id,

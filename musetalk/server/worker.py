@@ -28,6 +28,7 @@ from musetalk.rendering import Conduct, GenerateFaces, OpenedTemplate
 from musetalk.server.capacity import measured_capacity, warm_up
 from musetalk.server.scheduler import Scheduler
 from musetalk.service import InferenceAnswer, IntegratedMuseTalkService, PreprocessAnswer
+from musetalk.templates.store import TemplateStore
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,10 @@ class Place:
         """How much is done here now."""
         return self.sessions + self.files
 
-    def has_open(self, template_id: str) -> bool:
-        """Whether the template needn't be loaded here."""
-        return self.service.templates.is_open(self.service.store, template_id)
+    def has_open(self, template_id: str, cache_dir: Path | None = None) -> bool:
+        """Whether the template, of the worker's own cache folder by default, needn't be loaded here."""
+        store = self.service.store if cache_dir is None else TemplateStore(cache_dir)
+        return self.service.templates.is_open(store, template_id)
 
     def scheduled(self, cancel: threading.Event | None) -> Callable[[OpenedTemplate], GenerateFaces]:
         """How a file's faces are made here: in turns with everybody else's."""
@@ -158,20 +160,25 @@ class Worker:
         source: Path,
         settings: PreprocessingConfig | None = None,
         force_refresh: bool = False,
+        cache_dir: Path | None = None,
     ) -> PreprocessAnswer:
         """Makes a template when it is its turn; who asks for the same one meanwhile gets the same answer.
+
+        Args:
+            cache_dir: where it is kept; None for the worker's own folder.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
         """
-        key = (template_id, str(source), settings, force_refresh)
+        key = (template_id, str(source), settings, force_refresh, cache_dir)
         with self._changed:
             mine = key not in self._joined
             answer = self._joined.setdefault(key, Future())
         if mine:
             try:
                 with self.work():
-                    answer.set_result(self.make_template(template_id, source, settings, force_refresh))
+                    made = self.make_template(template_id, source, settings, force_refresh, cache_dir)
+                    answer.set_result(made)
             except BaseException as e:  # noqa: BLE001 - raised where each caller waits for it
                 answer.set_exception(e)
             finally:
@@ -185,9 +192,10 @@ class Worker:
         source: Path,
         settings: PreprocessingConfig | None = None,
         force_refresh: bool = False,
+        cache_dir: Path | None = None,
     ) -> PreprocessAnswer:
         """Makes a template now, for a caller whose turn it is."""
-        service = self.service.sharing(settings=settings)
+        service = self.service.sharing(settings=settings, cache_dir=cache_dir)
         return service.preprocess_template(template_id, source, force_refresh=force_refresh)
 
     def render_file(
@@ -204,12 +212,14 @@ class Worker:
         settings: PreprocessingConfig | None = None,
         encoding: EncodingConfig | None = None,
         conduct: Conduct | None = None,
+        cache_dir: Path | None = None,
     ) -> InferenceAnswer:
         """Renders a sound file onto a template into a video file.
 
         Args:
             template_dir: the template is made from its picture there where its cache is missing.
             settings: how it is made then.
+            cache_dir: where its cache is; None for the worker's own folder.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
@@ -218,28 +228,30 @@ class Worker:
         conduct = conduct or Conduct(bar=False)
         with self.work(conduct.cancel), contextlib.ExitStack() as stack:
             if template_dir is not None:
-                self.service.sharing(settings=settings).preprocess_if_missing(template_id, template_dir)
-            place = stack.enter_context(self._loaded(template_id))
+                service = self.service.sharing(settings=settings, cache_dir=cache_dir)
+                service.preprocess_if_missing(template_id, template_dir)
+            place = stack.enter_context(self._loaded(template_id, cache_dir))
             conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
             config = dataclasses.replace(
                 place.service.config,
                 batch_size=place.service.config.batch_size if batch_size is None else batch_size,
             )
-            answer = place.service.sharing(config=config, encoding=encoding).realtime_inference(
+            service = place.service.sharing(config=config, encoding=encoding, cache_dir=cache_dir)
+            answer = service.realtime_inference(
                 template_id, audio, output, fps, frames_dir, articulation, conduct
             )
             self.note_rendering(answer["stages"], answer["frames"])
             return answer
 
-    def place_for(self, template_id: str) -> Place:
+    def place_for(self, template_id: str, cache_dir: Path | None = None) -> Place:
         """The device to render a template on: the least busy, of equally busy ones where it is open."""
-        return min(self.places, key=lambda place: (place.load, not place.has_open(template_id)))
+        return min(self.places, key=lambda place: (place.load, not place.has_open(template_id, cache_dir)))
 
     @contextmanager
-    def _loaded(self, template_id: str) -> Iterator[Place]:
+    def _loaded(self, template_id: str, cache_dir: Path | None) -> Iterator[Place]:
         """The device that renders a file, which counts as its load meanwhile."""
         with self._changed:
-            place = self.place_for(template_id)
+            place = self.place_for(template_id, cache_dir)
             place.files += 1
         try:
             yield place

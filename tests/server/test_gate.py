@@ -12,7 +12,7 @@ from musetalk.config import ServerConfig
 from musetalk.errors import InputError
 from musetalk.server import gate
 from musetalk.server.gate import Gate, is_loopback, is_trusted
-from musetalk.server.paths import check_output, find_input, last_name
+from musetalk.server.paths import check_output, find_cache, find_input, last_name
 
 LOCAL = ServerConfig()
 OPEN = ServerConfig(host="0.0.0.0", token="geheim", trust=("172.18.0.0/16",))
@@ -258,3 +258,23 @@ def test_a_call_that_waited_for_its_turn_is_not_taken_for_one_whose_body_never_c
 def test_only_uploads_may_be_large_however_their_type_is_written(kind, status):
     headers = {"content_type": kind, "content_length": str(10 << 20)}
     assert refused(LOCAL, "/v1/templates", **headers) == status
+
+
+def test_a_cache_folder_is_the_worker_s_or_an_allowed_one(tmp_path):
+    own, allowed, private = (tmp_path / name for name in ("own", "allowed", "private"))
+    for folder in (own, own / "anna", allowed / "cache", private):
+        folder.mkdir(parents=True)
+    find = lambda path: find_cache(str(path), own, "anna", [allowed])  # noqa: E731
+    assert find(own) == find(own / "anna") == find(allowed / ".." / "own") == own
+    assert find("C:\\musetalk\\cache") == find("/app/cache") == own, "the caller's name for the shared folder"
+    assert find(allowed / "cache") == allowed / "cache"
+    for elsewhere in (
+        private,
+        allowed / ".." / "private",
+        own / "bob" / ".." / "..",
+        "//host/share",
+        "\\\\host\\s",
+    ):
+        with pytest.raises(InputError):
+            find(elsewhere)
+    assert find_cache(str(private), own, "anna", None) == private

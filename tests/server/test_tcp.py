@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from musetalk.media.video import read_video
+from musetalk.media.video import probe_video, read_video
 from musetalk.server.tcp import MAX_MESSAGE, both_spellings, parse_message
 from musetalk.tools.demo import PORTRAIT, SPEECH
 
@@ -87,6 +87,48 @@ def test_check_cache_tells_where_the_cache_is(client, served):
         assert (served.folder / answer[key]).is_file()
     answer = client.ask(command="check_cache", template_id="nobody")
     assert (answer["success"], answer["cacheExists"]) == (True, False) and answer["error"]
+
+
+@pytest.fixture(scope="module")
+def other_cache(served, tmp_path_factory) -> Path:
+    """Another cache folder, whose template of the same id has frames of another size."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("another cache 缓存")
+    Image.open(PORTRAIT).resize((384, 384)).save(folder / "small.png")
+    with served.lines() as connection:
+        request = {"template_id": TEMPLATE, "template_image_path": str(folder / "small.png")}
+        answer = Client(connection).ask(command="preprocess", cache_dir=str(folder), **request)
+    assert answer["success"] is True and Path(answer["metadata"]["cache_path"]).parent == folder
+    return folder
+
+
+def test_a_request_s_own_cache_folder_is_used_in_both_protocols(client, served, other_cache, tmp_path):
+    request = {**inference(tmp_path), "cache_dir": str(other_cache)}
+    assert client.ask(**request)["success"] is True
+    assert probe_video(tmp_path / "a.mp4").width == 384
+    _, answer = framed(served, json.dumps({**request, "output_path": str(tmp_path / "b.mp4")}).encode())
+    assert answer["Success"] is True and probe_video(tmp_path / "b.mp4").width == 384
+    assert client.ask(**inference(tmp_path, "c.mp4"))["success"] is True
+    assert probe_video(tmp_path / "c.mp4").width == 512, "the worker's own template of that id is another"
+    answer = client.ask(command="check_cache", template_id=TEMPLATE, cache_dir=str(other_cache))
+    assert answer["cacheExists"] is True and Path(answer["cachePath"]).parent == other_cache
+
+
+def test_a_named_cache_folder_without_the_template_leaves_it_to_the_worker_s_own(client, served, tmp_path):
+    """This caller preprocesses without naming a folder, and names one when it renders."""
+    for folder in (tmp_path, tmp_path / "none", served.folder / "cache" / TEMPLATE):
+        assert client.ask(**{**inference(tmp_path), "cache_dir": str(folder)})["success"] is True
+    answer = client.ask(**{**inference(tmp_path), "cache_dir": str(tmp_path), "template_id": "nobody"})
+    assert answer["errorType"] == "CacheMissingError"
+
+
+def test_a_picture_in_template_dir_is_made_into_the_named_cache_folder(client, served, tmp_path):
+    (tmp_path / "fresh.jpg").write_bytes(PORTRAIT.read_bytes())
+    request = {**inference(tmp_path), "template_id": "fresh", "cache_dir": str(tmp_path / "cache")}
+    assert client.ask(**request)["success"] is True
+    assert (tmp_path / "cache" / "fresh_preprocessed.pkl").is_file()
+    assert client.ask(command="check_cache", template_id="fresh")["cacheExists"] is False
 
 
 def test_preprocess_and_inference(client, tmp_path):
