@@ -13,16 +13,19 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from musetalk import __version__
 from musetalk.config import EngineConfig
-from musetalk.files import atomic_file, remove_file
+from musetalk.errors import OutputError
+from musetalk.files import claim, remove_file, sweep
 
-FILE_NAME = ".worker.json"  # in the cache folder
+NAMES = re.compile(r"\.worker-[0-9a-f]{8}\.json")  # in the cache folder, one of each worker
 MAX_BYTES = 1 << 16
 NOT_COMPARED = ("device", "strict_device", "batch_size")  # resolved, or said with each request
 
@@ -63,36 +66,62 @@ def proof(nonce: str, challenge: str) -> str:
     return hmac.new(nonce.encode(), challenge.encode(), hashlib.sha256).hexdigest()
 
 
-def announce(cache_dir: Path, announcement: Announcement) -> None:
-    """Leaves word in the cache folder, for this user alone.
+@contextlib.contextmanager
+def announced(cache_dir: Path, announcement: Announcement) -> Iterator[None]:
+    """Leaves word in the cache folder, for this user alone, while the block lasts.
+
+    The word is locked as long as its worker lives: what killed ones left is swept by the next.
 
     Raises:
         OutputError: the folder can't be written.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_file(cache_dir / FILE_NAME) as stream:
-        if os.name != "nt":
-            os.fchmod(stream.fileno(), stat.S_IRUSR | stat.S_IWUSR)
-        stream.write(json.dumps(dataclasses.asdict(announcement)).encode())
-
-
-def withdraw(cache_dir: Path, announcement: Announcement) -> None:
-    """Takes the word back, unless another worker's took its place."""
-    if find_announcement(cache_dir) == announcement:
-        with contextlib.suppress(OSError):
-            remove_file(cache_dir / FILE_NAME)
-
-
-def find_announcement(cache_dir: Path) -> Announcement | None:
-    """The word that a worker of this user left; None where there is none that can be believed."""
-    try:
-        with (cache_dir / FILE_NAME).open("rb") as stream:
+    path = cache_dir / f".worker-{secrets.token_hex(4)}.json"
+    with contextlib.ExitStack() as stack:
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            sweep(cache_dir, NAMES.pattern)
+            stream = stack.enter_context(claim(path))
+            stack.callback(_remove, path, stream)
             if os.name != "nt":
-                status = os.fstat(stream.fileno())
-                if status.st_uid != os.getuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                    return None
+                os.fchmod(stream.fileno(), stat.S_IRUSR | stat.S_IWUSR)
+            stream.write(json.dumps(dataclasses.asdict(announcement)).encode())
+            stream.flush()
+        except OSError as e:
+            raise OutputError(
+                f"the cache folder {cache_dir} can't be written: {e.strerror or e}",
+                "choose another --cache_dir",
+            ) from e
+        yield
+
+
+def _remove(path: Path, stream: IO[bytes]) -> None:
+    """Takes the word back; Windows removes no file that is open."""
+    if os.name == "nt":
+        stream.close()
+    with contextlib.suppress(OSError):
+        remove_file(path)
+
+
+def find_announcements(cache_dir: Path) -> list[Announcement]:
+    """The words that workers of this user left and that can be believed, the latest first."""
+    try:
+        paths = [path for path in cache_dir.iterdir() if NAMES.fullmatch(path.name)]
+    except OSError:
+        return []
+    found = [_read(path) for path in paths]
+    return [one for _, one in sorted(filter(None, found), key=lambda entry: entry[0], reverse=True)]
+
+
+def _read(path: Path) -> tuple[float, Announcement] | None:
+    """When a word was left, and the word; None where it can't be believed."""
+    try:
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            others = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+            if os.name != "nt" and (status.st_uid != os.getuid() or others):
+                return None
             found = Announcement(**json.loads(stream.read(MAX_BYTES)))
     except (OSError, ValueError, TypeError):
         return None
     sound = isinstance(found.port, int) and isinstance(found.nonce, str) and isinstance(found.host, str)
-    return found if sound and len(found.nonce) >= 32 else None
+    return (status.st_mtime, found) if sound and len(found.nonce) >= 32 else None

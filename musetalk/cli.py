@@ -430,6 +430,10 @@ def _server_config(arguments: argparse.Namespace) -> ServerConfig:
         trust=tuple(arguments.trust or ()),
         allow_dirs=tuple(Path(folder) for folder in arguments.allow_dir or ()),
         segment_sound=arguments.segment_sound,
+        client_connections=arguments.client_connections,
+        client_uploads=arguments.client_uploads,
+        client_jobs=arguments.client_jobs,
+        client_sessions=arguments.client_sessions,
     )
     from musetalk.server.gate import is_loopback
 
@@ -464,6 +468,13 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--token", help="what callers from elsewhere must show; or MUSETALK_TOKEN")
     group.add_argument("--trust", action="append", metavar="CIDR", help="network that needs no token")
     group.add_argument("--allow_dir", action="append", metavar="DIR", help="folder that callers may name")
+    for name in ("client_connections", "client_uploads", "client_jobs", "client_sessions"):
+        group.add_argument(
+            f"--{name}",
+            type=int,
+            default=getattr(defaults, name),
+            help=f"{name.removeprefix('client_')} of one address at once (default %(default)s)",
+        )
     group.add_argument(
         "--segment_sound",
         choices=get_args(SoundCodec),

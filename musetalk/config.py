@@ -210,12 +210,21 @@ class ServerConfig:
     token: str = ""  # what callers must show when the address isn't the loopback's
     trust: tuple[str, ...] = ()  # networks whose callers need no token, "172.18.0.0/16" say
     allow_dirs: tuple[Path, ...] = ()  # what paths in requests may lie below, when not on the loopback
+    client_connections: int | None = 192  # that one address may have open on each port; None: all
+    client_uploads: int | None = 32  # that one address may send at once
+    client_jobs: int | None = 16  # of one address, that haven't ended
+    client_sessions: int | None = (
+        None  # of one address; production callers have one address for all of theirs
+    )
     segment_sound: SoundCodec = "flac"  # of sessions' segments: joined they are the speech, sample for sample
 
     def __post_init__(self) -> None:
         _whole("http_port", self.http_port, 0, 65_535)
         _whole("port", self.tcp_port, 0, 65_535)
         _choice("segment_sound", self.segment_sound, SoundCodec)
+        for name in ("client_connections", "client_uploads", "client_jobs", "client_sessions"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1, 10_000)
         if self.max_sessions is not None:
             _whole("max_sessions", self.max_sessions, 1, 10_000)
         if not 0 <= self.grace <= 3600:

@@ -101,6 +101,10 @@ class BusyError(MuseTalkError, RuntimeError):
         self.retry_after = retry_after
 
 
+class ClientLimitError(BusyError):
+    """One caller has as much open as one may have."""
+
+
 class CancelledRun(MuseTalkError, RuntimeError):
     """Somebody who may do so ended the request."""
 

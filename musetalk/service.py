@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -206,15 +207,22 @@ class IntegratedMuseTalkService:
         bbox_shift: int | None = None,
         parsing_mode: ParsingMode | None = None,
         force_refresh: bool = False,
+        cancel: threading.Event | None = None,
     ) -> PreprocessAnswer:
-        """Makes the template's cache, or finds it up to date; None keeps this service's settings."""
+        """Makes the template's cache, or finds it up to date; None keeps this service's settings.
+
+        Raises:
+            CancelledRun: `cancel` was set before it was made.
+        """
         changes: dict[str, Any] = {"bbox_shift": bbox_shift, "parsing_mode": parsing_mode}
         changes = {key: value for key, value in changes.items() if value is not None}
         settings = dataclasses.replace(self.settings, **changes)
         preprocessor = EnhancedMuseTalkPreprocessor(
             self.store.cache_dir, config=self.config, engines=self.engines
         )
-        result = preprocessor.preprocess(template_id, Path(template_image_path), settings, force_refresh)
+        result = preprocessor.preprocess(
+            template_id, Path(template_image_path), settings, force_refresh, cancel
+        )
         found = (
             "✅ 模板缓存已存在 cache is up to date" if result.cached else "✅ 预处理完成 template is ready"
         )
@@ -230,7 +238,9 @@ class IntegratedMuseTalkService:
             "requested_device": result.device.requested,
         }
 
-    def preprocess_if_missing(self, template_id: str, folder: Path) -> None:
+    def preprocess_if_missing(
+        self, template_id: str, folder: Path, cancel: threading.Event | None = None
+    ) -> None:
         """Preprocesses `folder`/`template_id`.jpg|jpeg|png|webp|mp4 where the cache is missing or outdated.
 
         A cache is outdated when it was made from that very file and the file has changed since. Where the
@@ -247,7 +257,7 @@ class IntegratedMuseTalkService:
             )
             return
         log.warning("no usable cache for %s, preprocessing %s 首次使用，先预处理", template_id, source)
-        self.preprocess_template(template_id, source)
+        self.preprocess_template(template_id, source, cancel=cancel)
 
     def realtime_inference(
         self,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk import __version__
-from musetalk.announcement import engine_settings, find_announcement, proof
+from musetalk.announcement import engine_settings, find_announcements, proof
 from musetalk.config import EngineConfig
 from musetalk.device import resolve_device
 from musetalk.errors import EngineError, MuseTalkError
@@ -64,13 +64,17 @@ def find_worker(choice: str, cache_dir: Path, config: EngineConfig) -> Address |
         return None
     if choice != "auto":
         return _named(choice)
-    found = find_announcement(cache_dir)
-    if found is None or found.version != __version__ or found.settings != engine_settings(config):
+    announcements = find_announcements(cache_dir)
+    if not announcements:
         return None
-    if resolve_device(config.device, strict=config.strict_device).name not in found.devices:
-        return None
-    address = Address(found.host, found.port, found.nonce)
-    return address if _proves_itself(address) else None
+    wanted = engine_settings(config)
+    device = resolve_device(config.device, strict=config.strict_device).name
+    fitting = (
+        Address(found.host, found.port, found.nonce)
+        for found in announcements
+        if found.version == __version__ and found.settings == wanted and device in found.devices
+    )
+    return next(filter(_proves_itself, fitting), None)
 
 
 def _named(choice: str) -> Address:

@@ -12,22 +12,24 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from musetalk import __version__
 from musetalk.announcement import (
-    FILE_NAME,
+    NAMES,
     Announcement,
-    announce,
+    announced,
     engine_settings,
-    find_announcement,
+    find_announcements,
     proof,
-    withdraw,
 )
-from musetalk.config import REPOSITORY, EngineConfig, ModelPaths
-from musetalk.media.video import read_video
+from musetalk.config import REPOSITORY, EncodingConfig, EngineConfig, ModelPaths
+from musetalk.media.video import VideoWriter, read_video
 from musetalk.tools.demo import PORTRAIT, SPEECH
 from musetalk.worker_client import find_worker
 from tests.server.conftest import Served, start
@@ -66,52 +68,75 @@ def listener():
     server.server_close()
 
 
-def test_an_announcement_is_for_this_user_alone_and_goes_with_its_worker(tmp_path):
-    mine, other = announcement(), announcement()
-    announce(tmp_path, mine)
-    assert find_announcement(tmp_path) == mine
-    if os.name != "nt":
-        assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
-    announce(tmp_path, other)
-    withdraw(tmp_path, mine)
-    assert find_announcement(tmp_path) == other, "another worker's stays"
-    withdraw(tmp_path, other)
-    assert find_announcement(tmp_path) is None and not list(tmp_path.iterdir())
+def words_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if NAMES.fullmatch(path.name)]
+
+
+def test_each_worker_leaves_a_word_for_this_user_alone_while_it_lives(tmp_path):
+    mine, other = announcement(1), announcement(2)
+    with announced(tmp_path, other):
+        with announced(tmp_path, mine):
+            assert sorted(one.port for one in find_announcements(tmp_path)) == [1, 2]
+            if os.name != "nt":
+                assert [path.stat().st_mode & 0o777 for path in words_in(tmp_path)] == [0o600] * 2
+        assert find_announcements(tmp_path) == [other], "another worker's stays"
+    assert find_announcements(tmp_path) == [] and not list(tmp_path.iterdir())
+    assert find_announcements(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"pid": 1, "nonce": "short"}', "\0" * 100_000])
-def test_what_is_no_announcement_is_none(tmp_path, content):
-    (tmp_path / FILE_NAME).write_text(content)
-    (tmp_path / FILE_NAME).chmod(0o600)
-    assert find_announcement(tmp_path) is None
+def test_what_is_no_announcement_is_passed_over(tmp_path, content):
+    with announced(tmp_path, announcement()):
+        (tmp_path / ".worker-00000000.json").write_text(content)
+        (tmp_path / ".worker-00000000.json").chmod(0o600)
+        assert len(find_announcements(tmp_path)) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
 def test_what_others_may_have_written_is_not_believed(tmp_path):
-    announce(tmp_path, announcement())
-    (tmp_path / FILE_NAME).chmod(0o620)
-    assert find_announcement(tmp_path) is None
+    with announced(tmp_path, announcement()):
+        words_in(tmp_path)[0].chmod(0o620)
+        assert find_announcements(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there an open file is the lock")
+def test_the_next_worker_sweeps_what_a_killed_one_left_and_nothing_else(tmp_path):
+    (tmp_path / ".worker-00000000.json").write_text("{}")
+    (tmp_path / ".worker-mine.json").write_text("{}")
+    with announced(tmp_path, announcement(1)), announced(tmp_path, announcement(2)):
+        assert len(words_in(tmp_path)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [".worker-mine.json"]
 
 
 def test_a_worker_that_proves_itself_is_used(tmp_path, listener):
     told = announcement(listener.server_port)
     listener.nonce = told.nonce
-    announce(tmp_path, told)
-    assert find_worker("auto", tmp_path, CONFIG).port == listener.server_port
-    assert find_worker("off", tmp_path, CONFIG) is None
+    with announced(tmp_path, told):
+        assert find_worker("auto", tmp_path, CONFIG).port == listener.server_port
+        assert find_worker("off", tmp_path, CONFIG) is None
+
+
+def test_any_worker_that_lives_and_fits_is_found_among_others(tmp_path, listener):
+    told = announcement(listener.server_port)
+    listener.nonce = told.nonce
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = announcement(server.getsockname()[1])
+    other = Announcement(**{**vars(announcement(dead.port)), "version": "0.9"})
+    with announced(tmp_path, told), announced(tmp_path, dead), announced(tmp_path, other):
+        assert find_worker("auto", tmp_path, CONFIG).port == listener.server_port
 
 
 def test_whoever_took_the_port_meanwhile_is_not(tmp_path, listener):
     listener.nonce = "another"
-    announce(tmp_path, announcement(listener.server_port))
-    assert find_worker("auto", tmp_path, CONFIG) is None
+    with announced(tmp_path, announcement(listener.server_port)):
+        assert find_worker("auto", tmp_path, CONFIG) is None
 
 
 def test_a_port_where_nobody_listens_is_passed_over(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    announce(tmp_path, announcement(port))
-    assert find_worker("auto", tmp_path, CONFIG) is None
+    with announced(tmp_path, announcement(port)):
+        assert find_worker("auto", tmp_path, CONFIG) is None
 
 
 @pytest.mark.parametrize(
@@ -128,16 +153,16 @@ def test_a_port_where_nobody_listens_is_passed_over(tmp_path):
 def test_auto_never_uses_a_worker_with_other_settings(tmp_path, listener, config):
     told = announcement(listener.server_port)
     listener.nonce = told.nonce
-    announce(tmp_path, told)
-    assert find_worker("auto", tmp_path, config) is None
+    with announced(tmp_path, told):
+        assert find_worker("auto", tmp_path, config) is None
 
 
 def test_auto_never_uses_a_worker_of_another_version_or_device(tmp_path, listener):
     for changes in ({"version": "0.9"}, {"devices": ["cuda:7"]}):
         told = Announcement(**{**vars(announcement(listener.server_port)), **changes})
         listener.nonce = told.nonce
-        announce(tmp_path, told)
-        assert find_worker("auto", tmp_path, CONFIG) is None
+        with announced(tmp_path, told):
+            assert find_worker("auto", tmp_path, CONFIG) is None
     assert __version__ != "0.9"
 
 
@@ -158,9 +183,9 @@ def worker(workplace):
         served.process.wait()
 
 
-def command(workplace: Path, *arguments: str) -> subprocess.Popen:
+def command(workplace: Path, *arguments: str, template_id: str = TEMPLATE) -> subprocess.Popen:
     script = [sys.executable, str(REPOSITORY / "integrated_musetalk_service.py"), *arguments]
-    common = ["--template_id", TEMPLATE, "--cache_dir", "cache", "--device", "cpu"]
+    common = ["--template_id", template_id, "--cache_dir", "cache", "--device", "cpu"]
     return subprocess.Popen(
         script + common, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
@@ -248,10 +273,36 @@ def test_an_interrupt_cancels_the_worker_s_work(workplace, worker, long_sound):
     process.send_signal(signal.SIGINT)
     code, answer, _ = finished(process)
     assert code == 130 and answer["error_code"] == "interrupted"
+    until_idle(worker)
+    assert not list((workplace / "out").glob("*long*"))
+
+
+def until_idle(worker: Served) -> None:
     deadline = time.monotonic() + 10
     while worker.call("GET", "/api/status")[2]["running"]:
         assert time.monotonic() < deadline
-    assert not list((workplace / "out").glob("*long*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interrupt_cancels_a_preprocessing_that_the_worker_does(workplace, worker):
+    write_clip(workplace / "clip.mp4", 500)
+    clip = ("--preprocess", "--template_image_path", "clip.mp4")
+    process = command(workplace, *clip, template_id="clip")
+    while not worker.call("GET", "/api/status")[2]["running"]:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert finished(process)[0] == 130
+    until_idle(worker)
+    assert not list((workplace / "cache").glob("*clip*"))
+
+
+def write_clip(path: Path, n_frames: int) -> None:
+    """A still face for long."""
+    picture = np.asarray(Image.open(PORTRAIT).convert("RGB"))[..., ::-1].copy()
+    height, width = picture.shape[:2]
+    with VideoWriter(path, width, height, Fraction(25), None, EncodingConfig(), "bgr24") as writer:
+        for _ in range(n_frames):
+            writer.write(picture)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

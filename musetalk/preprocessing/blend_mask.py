@@ -5,6 +5,7 @@ The arithmetic is the reference's to the bit: its mask is resized by Pillow and 
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,11 +98,17 @@ def _chin_kernel() -> np.ndarray:
 
 
 def blend_masks(
-    clip: TemplateSource, settings: PreprocessingConfig, engine: EngineName, config: EngineConfig, device: str
+    clip: TemplateSource,
+    settings: PreprocessingConfig,
+    engine: EngineName,
+    config: EngineConfig,
+    device: str,
+    cancel: threading.Event | None = None,
 ) -> list[np.ndarray]:
     """The blend mask per frame (S, S) uint8, empty without a face.
 
     Raises:
+        CancelledRun: `cancel` was set.
         WeightsError, EngineError: the parser that is asked for can't run.
     """
     from musetalk.faces.choice import create_label_mapper
@@ -109,7 +116,7 @@ def blend_masks(
     mapper = create_label_mapper(settings.face_parser, engine, device)
     mode = "raw" if (engine, config.models.version) == ("musetalk", "v1") else settings.parsing_mode
     masks = [np.zeros((0, 0), np.uint8)] * len(clip.frames)
-    for i in progress(clip.faced, len(clip.faced), "masks 遮罩"):
+    for i in progress(clip.faced, len(clip.faced), "masks 遮罩", cancel):
         labels = mapper.label_map(clip.frames[i], clip.face(i), crop_box(clip.bboxes[i]))
         masks[i], _ = prepare_mask(
             labels, clip.bboxes[i], mode, settings.left_cheek_width, settings.right_cheek_width

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -289,11 +290,17 @@ def _held(read: SourceFrames, frames: list[np.ndarray], thumbnails: list[np.ndar
 
 
 def find_faces(
-    source: Path, settings: PreprocessingConfig, engine: EngineName, config: EngineConfig, device: str
+    source: Path,
+    settings: PreprocessingConfig,
+    engine: EngineName,
+    config: EngineConfig,
+    device: str,
+    cancel: threading.Event | None = None,
 ) -> TemplateSource:
     """Reads a template's source and follows its largest face.
 
     Raises:
+        CancelledRun: `cancel` was set.
         InputError: the source can't be read, is too long, or its frames differ in size.
         NoFaceError: no frame shows a usable face.
     """
@@ -306,13 +313,13 @@ def find_faces(
     frames: list[np.ndarray] = []
     thumbnails: list[np.ndarray] = []
     held = _held(read, frames, thumbnails)
-    found = list(track(detector, progress(held, read.total, "detect 检测")))
+    found = list(track(detector, progress(held, read.total, "detect 检测", cancel)))
     turns = _turns_to_upright(found) or _turns_to_a_face(found, frames, settings, engine, device)
     if turns:
         log.warning("the face in %s is turned, it is worked on upright 人脸已转正处理", source)
         _turn_all(frames, turns)
         upright = create_detector(settings.face_detector, engine, device, moving)
-        found = list(track(upright, progress(frames, len(frames), "detect 检测")))
+        found = list(track(upright, progress(frames, len(frames), "detect 检测", cancel)))
     cuts = find_cuts(thumbnails)
     timeline = read.timeline()
     if timeline is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,18 @@ class EnhancedMuseTalkPreprocessor:
         return self.preprocess(template_id, Path(template_image_path), settings, force_refresh).metadata
 
     def preprocess(
-        self, template_id: str, source: Path, settings: PreprocessingConfig, force_refresh: bool = False
+        self,
+        template_id: str,
+        source: Path,
+        settings: PreprocessingConfig,
+        force_refresh: bool = False,
+        cancel: threading.Event | None = None,
     ) -> PreprocessingResult:
-        """As `preprocess_template`, with all settings and with how the template came about."""
+        """As `preprocess_template`, with all settings and with how the template came about.
+
+        Raises:
+            CancelledRun: `cancel` was set before the template was made; nothing is left.
+        """
         from musetalk.media.layers import background_file
         from musetalk.preprocessing.source import source_sha256
 
@@ -110,7 +120,8 @@ class EnhancedMuseTalkPreprocessor:
         with self.store.lock(template_id):
             metadata = None if force_refresh else self._cached(template_id, wanted)
             if metadata is None:
-                metadata, cached = self._make(template_id, source, settings, engine_name, wanted), False
+                metadata = self._make(template_id, source, settings, engine_name, wanted, cancel)
+                cached = False
             else:
                 cached = True
         elapsed = time.perf_counter() - start
@@ -140,6 +151,7 @@ class EnhancedMuseTalkPreprocessor:
         settings: PreprocessingConfig,
         engine_name: EngineName,
         wanted: dict[str, Any],
+        cancel: threading.Event | None,
     ) -> TemplateMetadata:
         """Makes and publishes the template; the caller holds its lock."""
         from musetalk.preprocessing.blend_mask import blend_masks
@@ -156,14 +168,14 @@ class EnhancedMuseTalkPreprocessor:
                 )
             log.info("engine %s on %s, %s", engine.name, engine.device, engine.dtype)
             with clock.stage("faces"):
-                sources = find_faces(source, settings, engine_name, self.config, self.device.name)
+                sources = find_faces(source, settings, engine_name, self.config, self.device.name, cancel)
             with clock.stage("encode"):
                 faced = sources.faced
                 faces = (sources.face_frame(i) for i in faced)
                 encoded = pipeline.overlap(engine.encode(faces), "encode", 2)
-                latents = dict(zip(faced, progress(encoded, len(faced), "encode 编码"), strict=True))
+                latents = dict(zip(faced, progress(encoded, len(faced), "encode 编码", cancel), strict=True))
             with clock.stage("masks"):
-                masks = blend_masks(sources, settings, engine_name, self.config, self.device.name)
+                masks = blend_masks(sources, settings, engine_name, self.config, self.device.name, cancel)
             template = sources.template(latents, masks)
             found = _judged(engine, template, pipeline, clock)
         log.info(

@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from musetalk.config import IMAGE_SUFFIXES, MAX_TEMPLATE_BYTES, PreprocessingConfig
-from musetalk.errors import InputError
+from musetalk.errors import CancelledRun, InputError
 from musetalk.files import file_sha256
 from musetalk.media.kind import is_picture, kind_of
 from musetalk.templates.timeline import Timeline
@@ -29,11 +30,20 @@ SMALLER_SIDES = (1920, 1280, 960, 640)  # pixels, that a frame too large is advi
 log = logging.getLogger(__name__)
 
 
-def progress(items: Iterable[Item], total: int | None, label: str) -> Iterator[Item]:
-    """`items` under a bar on stderr when that is a terminal."""
+def progress(
+    items: Iterable[Item], total: int | None, label: str, cancel: threading.Event | None = None
+) -> Iterator[Item]:
+    """`items` under a bar on stderr when that is a terminal.
+
+    Raises:
+        CancelledRun: `cancel` was set.
+    """
     from tqdm import tqdm
 
-    yield from tqdm(items, total=total, desc=label, unit="frame", disable=None, file=sys.stderr)
+    for item in tqdm(items, total=total, desc=label, unit="frame", disable=None, file=sys.stderr):
+        if cancel is not None and cancel.is_set():
+            raise CancelledRun("the request was cancelled 已取消", "")
+        yield item
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:

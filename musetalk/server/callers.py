@@ -134,6 +134,11 @@ class Callers:
         server = self.worker.server
         sweep_portraits(server.temp_dir, time.time() - 3600 * server.keep)
 
+    def end_overdue(self) -> None:
+        """Ends what takes longer than a job may."""
+        self.jobs.end_overdue()
+        self.worker.end_overdue()
+
     def ping(self) -> dict[str, Any]:
         """That the worker is there."""
         return {"success": True, "message": "pong", "timestamp": time.time(), "model_loaded": True}

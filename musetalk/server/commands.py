@@ -144,7 +144,7 @@ def _listened_to(say: Say) -> Iterator[None]:
 
 def _preprocess(worker: Worker, body: CommandRequest, say: Say, cancel: threading.Event) -> dict[str, Any]:
     answer = worker.preprocess(
-        body.template_id, Path(body.template_image_path), _settings(body), body.force_refresh
+        body.template_id, Path(body.template_image_path), _settings(body), body.force_refresh, cancel=cancel
     )
     if body.output_state:
         worker.service.store.export(body.template_id, Path(body.output_state))

@@ -8,6 +8,7 @@ Otherwise any page that a person has open could call the worker through that per
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -16,6 +17,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from musetalk.config import ServerConfig
+from musetalk.errors import ClientLimitError
+from musetalk.server.clients import Clients
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 INSIDE_SUFFIXES = (".internal", ".local", ".localhost")
@@ -56,12 +59,14 @@ class Gate:
     Args:
         app: what is behind the gate.
         server: host, token and trusted networks.
+        clients: counts what each of them sends.
 
     A call that went through has ``trusted`` in its scope's state: the caller may name any path.
     """
 
-    def __init__(self, app: Any, server: ServerConfig) -> None:
+    def __init__(self, app: Any, server: ServerConfig, clients: Clients | None = None) -> None:
         self._app = app
+        self._clients = clients or Clients(server)
         self._server = server
         self._local = is_loopback(server.host)
 
@@ -75,12 +80,25 @@ class Gate:
             state = scope.setdefault("state", {})
             state["trusted"] = self._local
             state["operator"] = self._local or self._shows_token(scope, _headers(scope))
-            await self._app(scope, _limited(scope, receive), send)
+            await self._passed(scope, _limited(scope, receive), send)
         elif scope["type"] == "http":
             await _refuse(send, *refusal)
         else:
             await receive()
             await send({"type": "websocket.close", "code": 4000 + refusal[0], "reason": refusal[1][:100]})
+
+    async def _passed(self, scope: Any, receive: Any, send: Any) -> None:
+        """Passes a call on; uploads as many at once as one address may send."""
+        if scope["type"] != "http" or not _is_upload(_headers(scope)):
+            await self._app(scope, receive, send)
+            return
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._clients.counted((scope.get("client") or ("", 0))[0], "uploads"))
+            except ClientLimitError as e:
+                await _refuse(send, 429, e.message)
+                return
+            await self._app(scope, receive, send)
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """HTTP status and words for a call that may not go through; None for one that may."""
@@ -135,9 +153,12 @@ def _is_inside_name(name: str) -> bool:
     return True
 
 
+def _is_upload(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").lower().startswith(UPLOAD_TYPES)
+
+
 def _limit(headers: Mapping[str, str]) -> int:
-    uploads = headers.get("content-type", "").lower().startswith(UPLOAD_TYPES)
-    return MAX_BODY if uploads else MAX_JSON
+    return MAX_BODY if _is_upload(headers) else MAX_JSON
 
 
 def _limited(scope: Scope, receive: Any) -> Any:
@@ -165,7 +186,7 @@ def _limited(scope: Scope, receive: Any) -> Any:
 
 
 async def _refuse(send: Any, status: int, words: str) -> None:
-    code = {401: "unauthorized", 403: "forbidden", 413: "too_large"}[status]
+    code = {401: "unauthorized", 403: "forbidden", 413: "too_large", 429: "busy"}[status]
     body = {
         "success": False,
         "error_code": code,
@@ -176,7 +197,9 @@ async def _refuse(send: Any, status: int, words: str) -> None:
     }
     content = json.dumps(body, ensure_ascii=False).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    if status == 413:
+    if status == 429:
+        headers.append((b"retry-after", b"10"))
+    if status in (413, 429):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -16,7 +16,14 @@ from starlette.requests import ClientDisconnect
 
 from musetalk import __version__
 from musetalk.config import Defaults
-from musetalk.errors import BusyError, CacheMissingError, InputError, MuseTalkError, UsageError
+from musetalk.errors import (
+    BusyError,
+    CacheMissingError,
+    ClientLimitError,
+    InputError,
+    MuseTalkError,
+    UsageError,
+)
 from musetalk.server.callers import Callers, failure
 from musetalk.server.commands import commands_router
 from musetalk.server.gate import Gate
@@ -63,6 +70,8 @@ class SegmentRequest(BaseModel):
 
 def http_status(error: MuseTalkError) -> int:
     """The HTTP status that fits an error."""
+    if isinstance(error, ClientLimitError):
+        return 429
     if isinstance(error, BusyError):
         return 503
     if isinstance(error, CacheMissingError):
@@ -73,6 +82,11 @@ def http_status(error: MuseTalkError) -> int:
 def trusted(request: Request) -> bool:
     """Whether the caller may name any path of this machine."""
     return bool(request.scope["state"].get("trusted"))
+
+
+def client_of(request: Request) -> str:
+    """The address that calls."""
+    return (request.client.host if request.client else "") or "?"
 
 
 class Answer(JSONResponse):
@@ -117,7 +131,7 @@ def create_app(worker: Worker, callers: Callers) -> Any:
     app.include_router(templates_router(worker))
     app.include_router(operations_router(app, worker, registry))
     app.include_router(commands_router(worker, lambda: worker.announcement))
-    return Gate(Metered(app, registry), worker.server)
+    return Gate(Metered(app, registry), worker.server, worker.clients)
 
 
 def callers_router(worker: Worker, callers: Callers) -> APIRouter:
@@ -143,10 +157,12 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
         return told.answer
 
     @router.post("/api/start_session")
-    def start_session(body: StartSessionRequest) -> Any:
+    def start_session(body: StartSessionRequest, request: Request) -> Any:
         """Takes a place for a session and opens its template."""
         with _told_as_bad_request(body.template_id) as told:
-            session = callers.sessions.start(body.session_id, body.template_id, body.articulation)
+            session = callers.sessions.start(
+                body.session_id, body.template_id, body.articulation, client_of(request)
+            )
             return {"success": True, "session_id": session.session_id, "template_id": session.template_id}
         return told.answer
 
@@ -183,7 +199,7 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
 
 
 class _told_as_bad_request:  # noqa: N801 - used as a statement
-    """Errors of the block become the 400 with `detail` that these callers log; overload stays 503.
+    """Errors of the block become the 400 with `detail` that these callers log; overload stays 503 and 429.
 
     Args:
         template_id: the request's, for the answer.
@@ -200,7 +216,8 @@ class _told_as_bad_request:  # noqa: N801 - used as a statement
         if not isinstance(error, MuseTalkError):
             return False
         status = http_status(error)
-        self.answer = error_answer(error, status if status >= 500 else 400, self._template_id)
+        kept = status >= 500 or status == 429
+        self.answer = error_answer(error, status if kept else 400, self._template_id)
         return True
 
 

@@ -18,7 +18,6 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -32,7 +31,7 @@ from musetalk.media.fragments import FragmentWriter, Picture
 from musetalk.pipeline import StageClock
 from musetalk.rendering import Request, render
 from musetalk.server.signals import Changes
-from musetalk.server.worker import Place, Worker
+from musetalk.server.worker import Place, Turn, Worker
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 
@@ -44,7 +43,6 @@ UPLOADED_TEMPLATE = "portrait-"  # how ids of templates begin that were made for
 UPLOADED_ID = re.compile(rf"{UPLOADED_TEMPLATE}[0-9a-f]{{20}}")
 MARKS_FOLDER = "portraits"  # beside the jobs: an empty file for each such template, as old as its last use
 QUEUED_PER_THREAD = 16  # jobs that may wait for each that runs
-QUEUED_PER_CLIENT = 16
 TOLD_STEPS = 100  # of progress
 
 log = logging.getLogger(__name__)
@@ -97,6 +95,7 @@ class RunningJob:
         audio: the speech's file.
         portrait: what its template is to be made of; None for one that is there.
         owner: tells other workers that this one has it.
+        turn: its place in the worker's line.
         streamed: bytes of the stream so far.
         writer: its encoder, while it has one.
     """
@@ -108,7 +107,8 @@ class RunningJob:
     settings: PreprocessingConfig
     encoding: EncodingConfig
     owner: FileLock
-    cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
+    turn: Turn
+    cancel: threading.Event
     changes: Changes = dataclasses.field(default_factory=Changes)
     streamed: int = 0
     writer: FragmentWriter | None = None
@@ -167,7 +167,6 @@ class Jobs:
         self.folder = folder
         self._lock = threading.Lock()
         self._running: dict[str, RunningJob] = {}
-        self._threads = ThreadPoolExecutor(worker.work_slots, thread_name_prefix="job")
         folder.mkdir(parents=True, exist_ok=True)
         self._keys: dict[str, str] = {}
         for job in self.newest_first():
@@ -199,13 +198,14 @@ class Jobs:
             if known.digest != asked.digest:
                 raise InputError("the Idempotency-Key came with another request", "use a new key for each")
             return known, False
-        self._threads.submit(self._run, running)
+        threading.Thread(target=self._run, args=(running,), name=running.job.id, daemon=True).start()
         return running.job, True
 
     def _admitted(self, asked: Asked) -> RunningJob:
-        mine = sum(running.job.client == asked.client for running in self._running.values())
-        if len(self._running) >= QUEUED_PER_THREAD * self._worker.work_slots or mine >= QUEUED_PER_CLIENT:
-            raise BusyError(f"{len(self._running)} jobs wait already 排队已满", "try again later", 10)
+        opened = [running.job for running in self._running.values() if not running.job.final]
+        if len(opened) >= QUEUED_PER_THREAD * self._worker.most_work:
+            raise BusyError(f"{len(opened)} jobs wait already 排队已满", "try again later", 10)
+        self._worker.clients.check(asked.client, "jobs", sum(job.client == asked.client for job in opened))
         now = time.time()
         job = Job(
             asked.folder.name,
@@ -218,18 +218,26 @@ class Jobs:
             key=asked.key,
             digest=asked.digest,
         )
-        owner = _owner_lock(asked.folder)
-        running = RunningJob(
-            job, asked.folder, asked.audio, asked.portrait, asked.settings, asked.encoding, owner
-        )
+        owner, cancel = _owner_lock(asked.folder), threading.Event()
         owner.acquire()
         try:
             self._note_use(asked)
             self._save(job)
-            self._worker.promise()
+            turn = self._worker.promise(cancel)
         except BaseException:
             owner.release()
             raise
+        running = RunningJob(
+            job,
+            asked.folder,
+            asked.audio,
+            asked.portrait,
+            asked.settings,
+            asked.encoding,
+            owner,
+            turn,
+            cancel,
+        )
         self._running[job.id] = running
         if asked.key:
             self._keys[asked.key] = job.id
@@ -238,7 +246,8 @@ class Jobs:
     @property
     def open_count(self) -> int:
         """Jobs of this worker that haven't ended."""
-        return len(self._running)
+        with self._lock:
+            return sum(not running.job.final for running in self._running.values())
 
     def get(self, job_id: str) -> Job | None:
         """A job, of this worker or of another one over the same folder."""
@@ -338,12 +347,11 @@ class Jobs:
             left = list(self._running.values())
         for running in left:
             self._stop(running, "failed", _told("worker_lost", "the worker was stopped 服务已停止"))
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, running: RunningJob) -> None:
         job = running.job
         try:
-            with self._worker.promised_work(running.cancel):
+            with self._worker.in_turn(running.turn):
                 if not job.final:
                     self._render(running)
         except MuseTalkError as e:
@@ -364,7 +372,9 @@ class Jobs:
         job = running.job
         if running.portrait is not None:
             self._advance(running, stage="template")
-            self._worker.make_template(job.template_id, running.portrait, running.settings)
+            self._worker.make_template(
+                job.template_id, running.portrait, running.settings, cancel=running.cancel
+            )
         self._advance(running, stage="render")
         place = self._worker.place_for(job.template_id)
         clock = StageClock()
@@ -452,6 +462,7 @@ class Jobs:
         """Ends a job whose thread may be anywhere: what that makes of it afterwards doesn't count."""
         self._end(running.job, status, error)
         running.stop()
+        self._worker.leave(running.turn)
 
     def _end(self, job: Job, status: Status, error: dict[str, str] | None) -> None:
         """Gives a job its final state, the first one that it gets."""

@@ -29,7 +29,7 @@ from musetalk.server.live_sound import MAX_WAITING, HeardSound, Sound, SpeechQue
 from musetalk.server.viewers import Output, Viewers
 
 if TYPE_CHECKING:
-    from musetalk.server.worker import Place, Worker
+    from musetalk.server.worker import Place, Seat, Worker
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ PLAYBACK_EVERY = SAMPLE_RATE // 5  # samples between two reports of the position
 ALONE_SECONDS = 30.0  # after which a session with nobody connected ends
 SILENT_SECONDS = 900.0  # after which a session whose client says nothing ends
 ROOM_POLL = 0.1  # seconds between looks whether speech that waits leaves room
-SESSION_FPS = 25  # what one place of the worker is measured for
 MAX_LIVE_FPS = 60
 MIN_WIDTH = 64  # pixels
 
@@ -157,7 +156,7 @@ class LiveSession:
         generate: makes the faces until the event it is given is set.
         pace: says when samples are due.
         now: seconds, for how long nobody has been there.
-        closing: whether the worker is being stopped, which ends the session.
+        closing: whether the worker's stop ends the session now, when it speaks or doesn't.
 
     Attributes:
         speech: what was pushed and isn't heard yet.
@@ -178,7 +177,7 @@ class LiveSession:
         generate: Callable[[threading.Event], GenerateFaces] | None = None,
         pace: Pace | None = None,
         now: Callable[[], float] = time.monotonic,
-        closing: Callable[[], bool] = lambda: False,
+        closing: Callable[[bool], bool] = lambda speaking: False,
     ) -> None:
         self.session_id = session_id
         self.template_id = template_id
@@ -386,10 +385,10 @@ class LiveSession:
 
     def _end_when_left(self) -> None:
         silent = self._now() - self._last_sign
-        busy = self._utterance.talking or self.speech.waiting
+        busy = self._utterance.talking or self.speech.waiting > 0
         if silent > SILENT_SECONDS or (silent > ALONE_SECONDS and not self._connected and not busy):
             self.end("the client has gone 客户端已离开")
-        if self._closing():
+        if self._closing(busy):
             self.end("the worker is being stopped 服务正在停止")
 
     def _tell_all(self, events: Iterator[Event]) -> None:
@@ -439,6 +438,7 @@ class LiveSessions:
         fps: float | str = Defaults.fps,
         width: int | None = None,
         articulation: float = Defaults.articulation,
+        client: str = "",
     ) -> LiveSession:
         """A session on a template, running.
 
@@ -451,17 +451,17 @@ class LiveSessions:
         if rate > MAX_LIVE_FPS:
             raise InputError(f"fps is {fps} 帧率过高", f"a live session has at most {MAX_LIVE_FPS} frames/s")
         settings = LiveSettings(rate, width, articulation=parse_articulation(articulation))
-        places = self._take_places(template_id, max(1, round(rate / SESSION_FPS)))
+        seat = self.worker.take_place(template_id, float(rate), live=True, client=client)
         try:
-            session = self._opened(places[0], template_id, settings)
+            session = self._opened(seat.place, template_id, settings)
             thread = threading.Thread(
-                target=self._run, args=(session, places), name=f"live-{session.session_id[:8]}", daemon=True
+                target=self._run, args=(session, seat), name=f"live-{session.session_id[:8]}", daemon=True
             )
             with self._lock:
                 self._sessions[session.session_id] = session
             thread.start()
         except BaseException:
-            self._give_back(places)
+            self.worker.give_place_back(seat)
             raise
         return session
 
@@ -482,20 +482,6 @@ class LiveSessions:
         with self._lock:
             return list(self._sessions.values())
 
-    def _take_places(self, template_id: str, count: int) -> list[Place]:
-        places: list[Place] = []
-        try:
-            for _ in range(count):
-                places.append(self.worker.take_place(template_id))  # noqa: PERF401 - given back on failure
-        except BaseException:
-            self._give_back(places)
-            raise
-        return places
-
-    def _give_back(self, places: list[Place]) -> None:
-        for place in places:
-            self.worker.give_place_back(place)
-
     def _opened(self, place: Place, template_id: str, settings: LiveSettings) -> LiveSession:
         opened = place.service.renderer().open(template_id)
         own_width, width = opened.compositor.buffer_shape[1], settings.width
@@ -510,14 +496,14 @@ class LiveSessions:
             opened,
             settings,
             generate=lambda cancel: place.scheduler.generate(opened, cancel, live=True),
-            closing=lambda: self.worker.stopping,
+            closing=self.worker.ends_session,
         )
 
-    def _run(self, session: LiveSession, places: list[Place]) -> None:
+    def _run(self, session: LiveSession, seat: Seat) -> None:
         try:
             session.run()
         finally:
             with self._lock:
                 self._sessions.pop(session.session_id, None)
-            self._give_back(places)
+            self.worker.give_place_back(seat)
             session.over.set()

@@ -60,9 +60,10 @@ def live_router(sessions: LiveSessions) -> APIRouter:
 
 def _add_sessions(router: APIRouter, sessions: LiveSessions) -> None:
     @router.post("", status_code=201)
-    def start(body: SessionRequest, response: Response) -> dict[str, Any]:
+    def start(body: SessionRequest, request: Request, response: Response) -> dict[str, Any]:
         """Starts a session: its id, its addresses and how many fit."""
-        session = sessions.start(body.template_id, body.fps, body.width, body.articulation)
+        client = (request.client.host if request.client else "") or "?"
+        session = sessions.start(body.template_id, body.fps, body.width, body.articulation, client)
         response.headers["Location"] = f"/v1/sessions/{session.session_id}"
         return {"success": True, **session.status(), **_addresses(session), **_capacity(sessions)}
 

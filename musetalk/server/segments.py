@@ -25,7 +25,7 @@ from musetalk.file_rendering import Files, TooShortError, render_file
 from musetalk.files import remove_file
 from musetalk.pipeline import StageClock
 from musetalk.rendering import Position, Request
-from musetalk.server.worker import Place, Worker
+from musetalk.server.worker import Seat, Worker
 
 IDLE_SECONDS = 600.0  # after which a session whose caller is silent ends by itself
 SEGMENT_NAME = re.compile(r"[\w-]*_\d{5,}_[0-9a-f]{8}\.mp4")
@@ -74,7 +74,7 @@ class Session:
 
     session_id: str
     template_id: str
-    place: Place
+    seat: Seat
     articulation: float = Defaults.articulation
     position: Position = dataclasses.field(default_factory=Position)
     answers: dict[tuple[int, str], SegmentAnswer] = dataclasses.field(default_factory=dict)
@@ -118,7 +118,11 @@ class SegmentSessions:
         self._lock = threading.Lock()
 
     def start(
-        self, session_id: str, template_id: str, articulation: float = Defaults.articulation
+        self,
+        session_id: str,
+        template_id: str,
+        articulation: float = Defaults.articulation,
+        client: str = "",
     ) -> Session:
         """A session on a template, which is opened now; the same call again finds it.
 
@@ -136,17 +140,17 @@ class SegmentSessions:
             return known
         if known is not None:
             self.end(session_id)
-        place = self._worker.take_place(template_id)
-        session = Session(session_id, template_id, place, articulation)
+        seat = self._worker.take_place(template_id, client=client)
+        session = Session(session_id, template_id, seat, articulation)
         try:
-            place.service.renderer().open(template_id)
+            seat.place.service.renderer().open(template_id)
         except BaseException:
-            self._worker.give_place_back(place)
+            self._worker.give_place_back(seat)
             raise
         with self._lock:
             kept = self._sessions.setdefault(session_id, session)
         if kept is not session:  # the same call came through a second time meanwhile
-            self._worker.give_place_back(place)
+            self._worker.give_place_back(seat)
         return kept
 
     def process(self, session_id: str, audio: Path, index: int, final: bool) -> SegmentAnswer:
@@ -158,7 +162,7 @@ class SegmentSessions:
         """
         called = time.monotonic()
         session = self._session(session_id)
-        with session.turn(), self._worker.work():
+        with session.turn(), self._worker.segment_work(session.cancel):
             repeated = session.answers.get((index, str(audio)))
             if repeated is not None:
                 return repeated
@@ -180,10 +184,10 @@ class SegmentSessions:
         with self._lock:
             held, session.holds_place = session.holds_place, False
         if held:
-            self._worker.give_place_back(session.place)
+            self._worker.give_place_back(session.seat)
 
     def _render(self, session: Session, audio: Path, index: int, final: bool, called: float) -> SegmentAnswer:
-        place, clock = session.place, StageClock()
+        place, clock = session.seat.place, StageClock()
         opened = place.service.renderer().open(session.template_id)
         output = self.videos_dir / f"{_file_stem(session.session_id)}_{index:05d}_{secrets.token_hex(4)}.mp4"
         fps = parse_fps(Defaults.fps)

@@ -17,12 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from musetalk.announcement import Announcement, announce, engine_settings, withdraw
+from musetalk.announcement import Announcement, announced, engine_settings
 from musetalk.errors import OutputError
 from musetalk.server.callers import Callers
 from musetalk.server.commands import Overheard
@@ -72,13 +73,12 @@ async def _serve(
     housekeeping = asyncio.create_task(_keep_house(callers))
     seconds = time.perf_counter() - start
     host, port = http.getsockname()[:2]
-    own = _announced(worker, port)
-    say(f"✅ ready in {seconds:.1f} s 服务就绪: http://{host}:{port} · tcp {host}:{lines.getsockname()[1]}")
-    await _first(stopping.wait(), running)
-    say("stopping, what runs is finished first 正在停止")
-    worker.draining = True
-    if own is not None:
-        withdraw(worker.service.store.cache_dir, own)
+    with _announced(worker, port):
+        tcp = lines.getsockname()[1]
+        say(f"✅ ready in {seconds:.1f} s 服务就绪: http://{host}:{port} · tcp {host}:{tcp}")
+        await _first(stopping.wait(), running)
+        say("stopping, what runs is finished first 正在停止")
+        worker.draining = True
     with ThreadPoolExecutor(1, "drain") as apart:  # the loop's threads may all wait for what is drained
         finished = await loop.run_in_executor(apart, worker.drain)
     housekeeping.cancel()
@@ -92,22 +92,21 @@ async def _serve(
     return {"success": True, "message": f"✅ worker ended 服务已停止, {words}", "finished": finished}
 
 
-def _announced(worker: Worker, port: int) -> Announcement | None:
+def _announced(worker: Worker, port: int) -> AbstractContextManager[None]:
     """Tells the commands of this machine, where they can reach the worker and use its paths."""
     if not is_loopback(worker.server.host):
-        return None
+        return contextlib.nullcontext()
     logging.getLogger("musetalk").addHandler(Overheard())
     devices = [place.scheduler.device for place in worker.places]
     settings = engine_settings(worker.service.config)
     worker.announcement = Announcement(os.getpid(), worker.server.host, port, devices, settings)
-    announce(worker.service.store.cache_dir, worker.announcement)
-    return worker.announcement
+    return announced(worker.service.store.cache_dir, worker.announcement)
 
 
 async def _keep_house(callers: Callers) -> None:
     """Sweeps now and then, and ends what is overdue at once: neither waits for the other."""
     await asyncio.gather(
-        _repeat(callers.keep_house, HOUSEKEEPING_SECONDS), _repeat(callers.jobs.end_overdue, DEADLINE_SECONDS)
+        _repeat(callers.keep_house, HOUSEKEEPING_SECONDS), _repeat(callers.end_overdue, DEADLINE_SECONDS)
     )
 
 
@@ -184,9 +183,17 @@ class _EitherProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS or self._has_too_many():
             transport.close()
         self._await_headers()
+
+    def _has_too_many(self) -> bool:
+        """Whether this address has more connections than one may."""
+        limit = self.other.client_connections
+        if limit is None or self.client is None:
+            return False
+        addresses = [getattr(one, "client", None) or ("", 0) for one in self.connections]
+        return sum(address[0] == self.client[0] for address in addresses) > limit
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from musetalk import __version__
-from musetalk.errors import MuseTalkError, UsageError
+from musetalk.errors import ClientLimitError, MuseTalkError, UsageError
 from musetalk.server.callers import Callers, failure
 from musetalk.server.gate import is_loopback, is_trusted
 
@@ -34,6 +34,7 @@ MAX_DEPTH = 32  # of nested JSON
 MAX_CONNECTIONS = 256  # on each port
 MAX_CALLS = 256  # answered at once; those that wait for their turn count
 LENGTH = struct.Struct("<I")
+ENDS = (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, ValueError)  # of a conversation
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
@@ -101,11 +102,11 @@ class LineProtocol:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one connection until it ends."""
         address = (writer.get_extra_info("peername") or ("", 0))[0]
-        local = is_loopback(address)
-        welcome = local or is_trusted(address, self._callers.worker.server.trust)
+        local, worker = is_loopback(address), self._callers.worker
+        welcome = local or is_trusted(address, worker.server.trust)
         self._connections += 1
         try:
-            with contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, ValueError):
+            with contextlib.suppress(*ENDS, ClientLimitError), worker.clients.counted(address, "connections"):
                 if welcome and self._connections <= MAX_CONNECTIONS:
                     await self._converse(reader, writer, local)
         finally:
@@ -190,20 +191,33 @@ class FramedProtocol:
 
     def __init__(self, callers: Callers) -> None:
         self._callers = callers
+        self.client_connections = callers.worker.server.client_connections
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="framed")
+        self._connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one connection's request and closes it."""
         address = (writer.get_extra_info("peername") or ("", 0))[0]
-        with contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.IncompleteReadError):
-            if is_loopback(address) or is_trusted(address, self._callers.worker.server.trust):
-                (length,) = LENGTH.unpack(await asyncio.wait_for(reader.readexactly(4), HALF_SECONDS))
-                if length <= MAX_MESSAGE:
-                    body = await asyncio.wait_for(reader.readexactly(length), HALF_SECONDS)
-                    content = encoded(await self.answer(body, is_loopback(address)))
-                    # length and body in one write: this caller takes the length with one read
-                    await _write(writer, LENGTH.pack(len(content)) + content)
-        writer.close()
+        local, worker = is_loopback(address), self._callers.worker
+        welcome = local or is_trusted(address, worker.server.trust)
+        self._connections += 1
+        try:
+            with contextlib.suppress(*ENDS, ClientLimitError), worker.clients.counted(address, "connections"):
+                if welcome and self._connections <= MAX_CONNECTIONS:
+                    await self._answer_one(reader, writer, local)
+        finally:
+            self._connections -= 1
+            writer.close()
+
+    async def _answer_one(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trusted: bool
+    ) -> None:
+        (length,) = LENGTH.unpack(await asyncio.wait_for(reader.readexactly(4), HALF_SECONDS))
+        if length <= MAX_MESSAGE:
+            body = await asyncio.wait_for(reader.readexactly(length), HALF_SECONDS)
+            content = encoded(await self.answer(body, trusted))
+            # length and body in one write: this caller takes the length with one read
+            await _write(writer, LENGTH.pack(len(content)) + content)
 
     async def answer(self, body: bytes, trusted: bool) -> dict[str, Any]:
         """`Success` and `OutputPath`, or the error's words."""

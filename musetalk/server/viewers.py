@@ -29,6 +29,21 @@ LIVE_FRAGMENT_SECONDS = 0.08
 FALLEN_BEHIND = 24  # fragments that may wait for a viewer: some two seconds
 
 
+def live_writer(picture: Picture) -> FragmentWriter:
+    """The encoder of a live session, for frames and samples at `SAMPLE_RATE`.
+
+    Raises:
+        EngineError: there is no ffmpeg.
+    """
+    return FragmentWriter(
+        picture,
+        SAMPLE_RATE,
+        LIVE_ENCODING,
+        fragment_seconds=LIVE_FRAGMENT_SECONDS,
+        key_seconds=LIVE_KEY_SECONDS,
+    )
+
+
 class Output(Protocol):
     """Who takes a session's frames; called on the session's thread, and never to hold it up."""
 
@@ -169,13 +184,7 @@ class Viewers:
             self._end_all()
 
     def _start(self) -> None:
-        self._writer = FragmentWriter(
-            self._picture,
-            SAMPLE_RATE,
-            LIVE_ENCODING,
-            fragment_seconds=LIVE_FRAGMENT_SECONDS,
-            key_seconds=LIVE_KEY_SECONDS,
-        )
+        self._writer = live_writer(self._picture)
         self.encoders_started += 1
         threading.Thread(
             target=self._read,

@@ -11,8 +11,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from musetalk.engines.registry import EngineRegistry
 from musetalk.errors import BusyError, CancelledRun
 from musetalk.open_templates import OpenTemplates
 from musetalk.rendering import Conduct, GenerateFaces, OpenedTemplate
-from musetalk.server.capacity import measured_capacity, warm_up
+from musetalk.server.capacity import SESSION_FPS, Cost, measured_cost, warm_up
+from musetalk.server.clients import Clients
 from musetalk.server.scheduler import Scheduler
 from musetalk.service import InferenceAnswer, IntegratedMuseTalkService, PreprocessAnswer
 from musetalk.templates.store import TemplateStore
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 QUEUED_PER_THREAD = 32  # requests that may wait for each that runs
 POLL = 0.05  # seconds between looks at the time that is left
+FAREWELL = 1.0  # seconds of the grace in which sessions that still speak are ended and say so
 
 
 @dataclasses.dataclass
@@ -41,19 +43,26 @@ class Place:
     """One device: its service and its scheduler.
 
     Attributes:
-        sessions: that are held here now.
+        rate: frames per second that it carries.
+        seats: sessions that are held here now.
         files: that are rendered here now.
     """
 
     service: IntegratedMuseTalkService
     scheduler: Scheduler
-    sessions: int = 0
+    rate: float = 0.0
+    seats: list[Seat] = dataclasses.field(default_factory=list)
     files: int = 0
+
+    @property
+    def taken(self) -> float:
+        """Frames per second that its sessions take."""
+        return sum(seat.fps for seat in self.seats)
 
     @property
     def load(self) -> int:
         """How much is done here now."""
-        return self.sessions + self.files
+        return len(self.seats) + self.files
 
     def has_open(self, template_id: str, cache_dir: Path | None = None) -> bool:
         """Whether the template, of the worker's own cache folder by default, needn't be loaded here."""
@@ -64,6 +73,53 @@ class Place:
         """How a file's faces are made here: in turns with everybody else's."""
         stop = cancel or threading.Event()
         return lambda opened: self.scheduler.generate(opened, stop)
+
+
+@dataclasses.dataclass(eq=False)
+class Seat:
+    """What a session holds.
+
+    Attributes:
+        fps: frames per second that it takes of its device.
+        live: it plays by itself, and doesn't wait for its caller's next file.
+        client: the address of who asked for it.
+    """
+
+    place: Place
+    fps: float
+    live: bool = False
+    client: str = ""
+
+
+@dataclasses.dataclass(eq=False)
+class Turn:
+    """A piece of work that waits for its turn or has it.
+
+    Attributes:
+        cancel: ends it, also where it takes too long.
+        deadline: on the monotonic clock.
+        runs: it has its turn.
+    """
+
+    cancel: threading.Event
+    deadline: float
+    runs: bool = False
+
+
+class SharedCancel(threading.Event):
+    """Is set once everybody who waits for a piece of work has cancelled it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._all: list[threading.Event] = []
+
+    def join(self, cancel: threading.Event | None) -> None:
+        """Somebody waits for it too, until he cancels."""
+        self._all.append(cancel or threading.Event())
+
+    def is_set(self) -> bool:
+        """Whether nobody waits any more, or it was ended for all."""
+        return super().is_set() or all(cancel.is_set() for cancel in self._all)
 
 
 class Worker:
@@ -91,9 +147,12 @@ class Worker:
         memory_limit: int = Defaults.memory_limit,
     ) -> None:
         self.server = server
+        self.clients = Clients(server)
         self.started = time.monotonic()
         self.draining = False  # takes no more work
-        self.stopping = False  # the process ends soon, and sessions with it
+        self.stopping = False  # the process ends soon, and sessions with it once they have spoken
+        self.cut_off = False  # a session that still spoke was ended
+        self._patience = 0.0  # on the monotonic clock: until when a session may go on speaking then
         self.announcement: Announcement | None = None
         self.places = []
         engines = EngineRegistry()
@@ -108,14 +167,13 @@ class Worker:
             )
             name = service.renderer().device.name
             self.places.append(Place(service, Scheduler(name, usable_cores() if name == "cpu" else 1)))
-        self.capacity = server.max_sessions or 0  # 25-fps sessions; 0 until it is measured
+        self.rate = 0.0  # frames per second that all sessions together may take
         self._changed = threading.Condition()
-        self._running = 0
-        self._queued = 0
+        self._turns: list[Turn] = []  # in the order they came
         self.frames = 0  # made so far
         self.refused = 0  # requests and sessions
         self.stages: dict[str, tuple[int, float]] = {}  # times that each was gone through, and its seconds
-        self._joined: dict[tuple[object, ...], Future[PreprocessAnswer]] = {}
+        self._joined: dict[tuple[object, ...], tuple[Future[PreprocessAnswer], SharedCancel]] = {}
 
     @property
     def service(self) -> IntegratedMuseTalkService:
@@ -125,17 +183,33 @@ class Worker:
     @property
     def running(self) -> int:
         """Pieces of work under way or waiting."""
-        return self._running + self._queued
+        return len(self._turns)
 
     @property
     def sessions(self) -> int:
         """Sessions that hold a place."""
-        return sum(place.sessions for place in self.places)
+        return sum(len(place.seats) for place in self.places)
+
+    @property
+    def capacity(self) -> int:
+        """Sessions at 25 frames per second that fit."""
+        return int(self.rate / SESSION_FPS)
+
+    @property
+    def taken(self) -> float:
+        """Frames per second that sessions take."""
+        return sum(place.taken for place in self.places)
+
+    @property
+    def most_work(self) -> int:
+        """Files that are rendered, or templates that are made, at once while there is no session."""
+        return max(2, usable_cores()) * len(self.places)
 
     @property
     def work_slots(self) -> int:
-        """Files that are rendered, or templates that are made, at once."""
-        return max(2, usable_cores()) * len(self.places)
+        """As many as are left by the sessions that there are, and one at least."""
+        left = 1 - self.taken / self.rate if self.rate else 1
+        return max(1, round(self.most_work * left))
 
     def warm_up(self, say: Callable[[str], None]) -> None:
         """Loads the engine, opens the templates to be preloaded, and measures how many sessions fit.
@@ -149,10 +223,22 @@ class Worker:
             say(f"template {name} is open 模板已加载")
         say("warming up 正在预热")
         opened = [warm_up(place.service) for place in self.places]
-        if not self.capacity:
+        if self.server.max_sessions:
+            self.rate = float(SESSION_FPS * self.server.max_sessions)
+            for place in self.places:
+                place.rate = self.rate
+        else:
             say("measuring how many sessions fit 正在测量并发能力")
-            self.capacity = sum(map(measured_capacity, opened))
+            self._plan([measured_cost(template) for template in opened])
         say(f"{self.capacity} sessions at 25 frames/s fit 可并发{self.capacity}路")
+
+    def _plan(self, costs: Sequence[Cost]) -> None:
+        """Sets what fits: each device by itself, and all of them on the processors that they share."""
+        cores = usable_cores()
+        for place, cost in zip(self.places, costs, strict=True):
+            place.rate = max(round(cost.frames_per_second(cores)), SESSION_FPS)
+        by_cores = round(Cost(max(cost.cores for cost in costs)).frames_per_second(cores))
+        self.rate = max(min(by_cores, sum(place.rate for place in self.places)), SESSION_FPS)
 
     def preprocess(
         self,
@@ -161,30 +247,49 @@ class Worker:
         settings: PreprocessingConfig | None = None,
         force_refresh: bool = False,
         cache_dir: Path | None = None,
+        cancel: threading.Event | None = None,
     ) -> PreprocessAnswer:
         """Makes a template when it is its turn; who asks for the same one meanwhile gets the same answer.
 
         Args:
             cache_dir: where it is kept; None for the worker's own folder.
+            cancel: the work ends once everybody who asked for it has cancelled.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
+            CancelledRun: `cancel` was set.
         """
         key = (template_id, str(source), settings, force_refresh, cache_dir)
         with self._changed:
             mine = key not in self._joined
-            answer = self._joined.setdefault(key, Future())
+            answer, shared = self._joined.setdefault(key, (Future(), SharedCancel()))
+            shared.join(cancel)
         if mine:
             try:
-                with self.work():
-                    made = self.make_template(template_id, source, settings, force_refresh, cache_dir)
-                    answer.set_result(made)
-            except BaseException as e:  # noqa: BLE001 - raised where each caller waits for it
-                answer.set_exception(e)
-            finally:
-                with self._changed:
-                    del self._joined[key]
-        return answer.result()
+                with self.work(shared):
+                    return self._tell(
+                        key,
+                        self.make_template(template_id, source, settings, force_refresh, cache_dir, shared),
+                    )
+            except BaseException as e:
+                self._forget(key).set_exception(e)
+                raise
+        try:
+            return _result(answer, cancel)
+        except CancelledRun:
+            if cancel is not None and cancel.is_set():
+                raise
+        # it was cancelled by all who had asked for it before
+        return self.preprocess(template_id, source, settings, force_refresh, cache_dir, cancel)
+
+    def _tell(self, key: tuple[object, ...], made: PreprocessAnswer) -> PreprocessAnswer:
+        self._forget(key).set_result(made)
+        return made
+
+    def _forget(self, key: tuple[object, ...]) -> Future[PreprocessAnswer]:
+        """The answer that everybody waits for who has joined so far; whoever comes now asks anew."""
+        with self._changed:
+            return self._joined.pop(key)[0]
 
     def make_template(
         self,
@@ -193,10 +298,11 @@ class Worker:
         settings: PreprocessingConfig | None = None,
         force_refresh: bool = False,
         cache_dir: Path | None = None,
+        cancel: threading.Event | None = None,
     ) -> PreprocessAnswer:
         """Makes a template now, for a caller whose turn it is."""
         service = self.service.sharing(settings=settings, cache_dir=cache_dir)
-        return service.preprocess_template(template_id, source, force_refresh=force_refresh)
+        return service.preprocess_template(template_id, source, force_refresh=force_refresh, cancel=cancel)
 
     def render_file(
         self,
@@ -226,10 +332,11 @@ class Worker:
             MuseTalkError: as `IntegratedMuseTalkService.realtime_inference`.
         """
         conduct = conduct or Conduct(bar=False)
+        conduct = dataclasses.replace(conduct, cancel=conduct.cancel or threading.Event())
         with self.work(conduct.cancel), contextlib.ExitStack() as stack:
             if template_dir is not None:
                 service = self.service.sharing(settings=settings, cache_dir=cache_dir)
-                service.preprocess_if_missing(template_id, template_dir)
+                service.preprocess_if_missing(template_id, template_dir, conduct.cancel)
             place = stack.enter_context(self._loaded(template_id, cache_dir))
             conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
             config = dataclasses.replace(
@@ -244,8 +351,12 @@ class Worker:
             return answer
 
     def place_for(self, template_id: str, cache_dir: Path | None = None) -> Place:
-        """The device to render a template on: the least busy, of equally busy ones where it is open."""
-        return min(self.places, key=lambda place: (place.load, not place.has_open(template_id, cache_dir)))
+        """The device to render a template on."""
+        return self._least_busy(template_id, self.places, cache_dir)
+
+    def _least_busy(self, template_id: str, places: Sequence[Place], cache_dir: Path | None = None) -> Place:
+        """Of equally busy ones that where the template is open."""
+        return min(places, key=lambda place: (place.load, not place.has_open(template_id, cache_dir)))
 
     @contextmanager
     def _loaded(self, template_id: str, cache_dir: Path | None) -> Iterator[Place]:
@@ -261,55 +372,89 @@ class Worker:
 
     @contextmanager
     def work(self, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Counts a piece of work, which may have to wait for its turn.
+        """A piece of work, which may have to wait for its turn.
 
         Raises:
             BusyError: too much waits already, or the worker is being stopped.
             CancelledRun: `cancel` was set while it waited.
         """
-        with self._changed:
-            self._promise(QUEUED_PER_THREAD * self.work_slots)
-        with self.promised_work(cancel):
+        with self.in_turn(self._come(cancel, QUEUED_PER_THREAD * self.most_work)):
             yield
 
-    def promise(self) -> None:
-        """Counts a piece of work that is done later, under `promised_work`; a stop waits for it too.
+    def promise(self, cancel: threading.Event) -> Turn:
+        """A place in the line for work that is done later, `in_turn`; a stop waits for it too.
 
         Raises:
             BusyError: the worker is being stopped.
         """
-        with self._changed:
-            self._promise(None)
-
-    def _promise(self, limit: int | None) -> None:
-        self.check_open()
-        if limit is not None and self._queued >= limit:
-            self.refused += 1
-            raise BusyError(f"{self._queued} requests wait already 排队已满", "try again later", 10)
-        self._queued += 1
+        return self._come(cancel, None)
 
     @contextmanager
-    def promised_work(self, cancel: threading.Event | None = None) -> Iterator[None]:
-        """The turn of what was promised.
+    def segment_work(self, cancel: threading.Event) -> Iterator[None]:
+        """A piece of work of a session that has its place: it needn't wait.
 
         Raises:
-            CancelledRun: `cancel` was set while it waited.
+            BusyError: the worker is being stopped.
         """
-        with self._changed:
-            try:
-                while self._running >= self.work_slots and not (cancel and cancel.is_set()):
-                    self._changed.wait(POLL if cancel else None)
-            finally:
-                self._queued -= 1
-            self._running += 1
+        turn = self._come(cancel, None, runs=True)
         try:
-            if cancel is not None and cancel.is_set():
-                raise CancelledRun("the request was cancelled 已取消", "")
             yield
         finally:
+            self.leave(turn)
+
+    def _come(self, cancel: threading.Event | None, limit: int | None, *, runs: bool = False) -> Turn:
+        with self._changed:
+            self.check_open()
+            waiting = self.queued
+            if limit is not None and waiting >= limit:
+                self.refused += 1
+                raise BusyError(f"{waiting} requests wait already 排队已满", "try again later", 10)
+            turn = Turn(cancel or threading.Event(), time.monotonic() + self.server.job_deadline, runs)
+            self._turns.append(turn)
+            return turn
+
+    @property
+    def queued(self) -> int:
+        """Pieces of work that wait."""
+        return sum(not turn.runs for turn in self._turns)
+
+    @contextmanager
+    def in_turn(self, turn: Turn) -> Iterator[None]:
+        """The turn of what has a place in the line, which it leaves in the end.
+
+        Raises:
+            CancelledRun: it was cancelled, or left the line, while it waited.
+        """
+        try:
             with self._changed:
-                self._running -= 1
+                while not self._is_next(turn):
+                    self._changed.wait(POLL)
+                turn.runs = True
+            yield
+        finally:
+            self.leave(turn)
+
+    def _is_next(self, turn: Turn) -> bool:
+        if turn.cancel.is_set() or turn not in self._turns:
+            raise CancelledRun("the request was cancelled 已取消", "")
+        first = next(one for one in self._turns if not one.runs)
+        return turn is first and self.running - self.queued < self.work_slots
+
+    def leave(self, turn: Turn) -> None:
+        """Frees the turn of what has ended, or of what is stuck and no longer counts."""
+        with self._changed:
+            if turn in self._turns:
+                self._turns.remove(turn)
                 self._changed.notify_all()
+
+    def end_overdue(self) -> None:
+        """Cancels what has taken longer than a job may, and frees its turn even where it is stuck."""
+        now = time.monotonic()
+        with self._changed:
+            overdue = [turn for turn in self._turns if turn.deadline < now]
+        for turn in overdue:
+            turn.cancel.set()
+            self.leave(turn)
 
     def note_rendering(self, stages: Mapping[str, float], frames: int) -> None:
         """Counts what a rendering made and the seconds that its stages took."""
@@ -319,29 +464,41 @@ class Worker:
                 runs, total = self.stages.get(stage, (0, 0.0))
                 self.stages[stage] = runs + 1, total + seconds
 
-    def take_place(self, template_id: str) -> Place:
+    def take_place(
+        self, template_id: str, fps: float = SESSION_FPS, *, live: bool = False, client: str = ""
+    ) -> Seat:
         """A session's place, until the caller gives it back.
 
+        Args:
+            fps: frames per second that it takes.
+            live: it plays by itself: a stop waits until it has spoken.
+            client: the address of who asks.
+
         Raises:
-            BusyError: all places are taken, or the worker is being stopped.
+            BusyError: there isn't as much left, or the worker is being stopped.
+            ClientLimitError: the client has as many as he may.
         """
         with self._changed:
             self.check_open()
-            if self.sessions >= self.capacity:
+            seats = [seat for place in self.places for seat in place.seats]
+            self.clients.check(client, "sessions", sum(seat.client == client for seat in seats))
+            fitting = [place for place in self.places if place.taken + fps <= place.rate]
+            if self.taken + fps > self.rate or not fitting:
                 self.refused += 1
                 raise BusyError(
-                    f"all {self.capacity} sessions are taken 会话数已达上限",
+                    f"{self.sessions} sessions take {self.taken:g} of {self.rate:g} frames/s that fit here, "
+                    f"{fps:g} more don't 会话数已达上限",
                     "end one, or use another worker 请稍后重试",
                     5,
                 )
-            place = self.place_for(template_id)
-            place.sessions += 1
-            return place
+            seat = Seat(self._least_busy(template_id, fitting), fps, live, client)
+            seat.place.seats.append(seat)
+            return seat
 
-    def give_place_back(self, place: Place) -> None:
+    def give_place_back(self, seat: Seat) -> None:
         """Frees a session's place."""
         with self._changed:
-            place.sessions -= 1
+            seat.place.seats.remove(seat)
             self._changed.notify_all()
 
     def check_open(self) -> None:
@@ -353,17 +510,28 @@ class Worker:
             )
 
     def drain(self) -> bool:
-        """Takes no more work, ends live sessions and waits for what runs, up to the grace.
+        """Takes no more work and waits, up to the grace, for what runs and for sessions that speak.
 
         Returns:
-            Whether all of it ended.
+            Whether all of it ended by itself.
         """
         deadline = time.monotonic() + self.server.grace
+        self._patience = deadline - min(FAREWELL, self.server.grace / 2)
         with self._changed:
             self.draining = self.stopping = True
-            while self.running and time.monotonic() < deadline:
+            while (left := self._unfinished()) and time.monotonic() < deadline:
                 self._changed.wait(POLL)
-            return not self.running
+            return not (left or self.cut_off)
+
+    def _unfinished(self) -> bool:
+        return bool(self._turns) or any(seat.live for place in self.places for seat in place.seats)
+
+    def ends_session(self, speaking: bool) -> bool:
+        """Whether a live session ends now because the worker does: when it has spoken, or at the last."""
+        if not self.stopping or (speaking and time.monotonic() < self._patience):
+            return False
+        self.cut_off |= speaking
+        return True
 
     def close(self) -> None:
         """Ends the schedulers."""
@@ -379,8 +547,8 @@ class Worker:
             "uptime": round(time.monotonic() - self.started, 1),
             "active_sessions": self.sessions,
             "capacity": self.capacity,
-            "running": self._running,
-            "queued": self._queued,
+            "running": self.running - self.queued,
+            "queued": self.queued,
             "queue_depth": sum(place.scheduler.depth for place in self.places),
             "templates_cached": info["cache_info"]["template_count"],
             "templates_open": sum(len(place.service.templates.templates()) for place in self.places),
@@ -392,3 +560,15 @@ class Worker:
                 "engines": info["engines"],
             },
         }
+
+
+def _result(answer: Future[PreprocessAnswer], cancel: threading.Event | None) -> PreprocessAnswer:
+    """What others make too.
+
+    Raises:
+        CancelledRun: `cancel` was set while it was waited for.
+    """
+    while cancel is None or not cancel.is_set():
+        if wait([answer], POLL if cancel else None).done:
+            return answer.result()
+    raise CancelledRun("the request was cancelled 已取消", "")

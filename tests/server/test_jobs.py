@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -14,10 +15,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from musetalk.config import EncodingConfig, PreprocessingConfig, ServerConfig
-from musetalk.errors import BusyError, OutputError
+from musetalk.errors import BusyError, ClientLimitError, OutputError
 from musetalk.server import serve
+from musetalk.server.clients import Clients
 from musetalk.server.jobs import MARKS_FOLDER, RECORD, Asked, ElsewhereError, Jobs, _owner_lock
 from musetalk.server.videos import videos_router
+from musetalk.server.worker import Turn
 from musetalk.templates.store import TemplateStore
 
 LONG_AGO = 1_000_000_000  # seconds since 1970
@@ -26,22 +29,28 @@ LONG_AGO = 1_000_000_000  # seconds since 1970
 class IdleWorker:
     """A worker that never gets round to anything until it is told to."""
 
-    work_slots = 2
+    most_work = 2
 
     def __init__(self, folder: Path, **limits: float):
         self.server = ServerConfig(videos_dir=folder, **limits)
         self.service = SimpleNamespace(store=TemplateStore(folder / "cache"))
+        self.clients = Clients(self.server)
         self.promised = 0
         self.turn, self.done = threading.Event(), threading.Event()
         self.stopping = False
+        self.left: list[Turn] = []
 
-    def promise(self):
+    def promise(self, cancel):
         if self.stopping:
             raise BusyError("the worker is being stopped", "")
         self.promised += 1
+        return Turn(cancel, 0.0)
+
+    def leave(self, turn):
+        self.left.append(turn)
 
     @contextlib.contextmanager
-    def promised_work(self, cancel):
+    def in_turn(self, turn):
         self.turn.wait()
         try:
             yield
@@ -185,9 +194,39 @@ def test_the_deadline_frees_the_slot_of_a_job_whose_encoder_is_stuck(worker, tmp
     jobs.running(job.id).job.deadline = 0
     jobs.end_overdue()
     assert worker.done.wait(60) and writer.aborted.is_set()
-    jobs._threads.shutdown()
+    for thread in threading.enumerate():
+        if thread.name == job.id:
+            thread.join()
     assert job.error["code"] == "deadline" and jobs.open_count == 0
     assert threading.active_count() == threads, "the pump has ended too"
+
+
+@pytest.mark.parametrize("end", ["remove", "end_overdue"])
+def test_a_job_that_is_stuck_anywhere_frees_its_turn_and_counts_no_more(worker, tmp_path, end):
+    """Its thread may be deep in a native call that nothing ends."""
+    jobs, begun = Jobs(worker, tmp_path / "jobs"), threading.Event()
+    jobs._render = lambda running: begun.set() or worker.unstick.wait(60)
+    worker.unstick = threading.Event()
+    job, _ = jobs.submit(asked(jobs))
+    worker.turn.set()
+    assert begun.wait(60)
+    job.deadline = 0
+    jobs.remove(job.id) if end == "remove" else jobs.end_overdue()
+    assert worker.left == [jobs.running(job.id).turn] and jobs.open_count == 0
+    worker.unstick.set()
+    assert worker.done.wait(60)
+
+
+def test_a_client_has_as_many_jobs_as_he_may_and_others_have_theirs(tmp_path):
+    worker = IdleWorker(tmp_path, client_jobs=2)
+    jobs = Jobs(worker, tmp_path / "jobs")
+    first = [jobs.submit(dataclasses.replace(asked(jobs), client="a"))[0] for _ in range(2)]
+    with pytest.raises(ClientLimitError):
+        jobs.submit(dataclasses.replace(asked(jobs), client="a"))
+    jobs.submit(dataclasses.replace(asked(jobs), client="b"))
+    jobs.remove(first[0].id)
+    jobs.submit(dataclasses.replace(asked(jobs), client="a"))
+    worker.turn.set()
 
 
 @pytest.mark.parametrize("end", ["remove", "end_overdue"])
@@ -232,9 +271,7 @@ def test_housekeeping_goes_on_after_a_round_that_failed(monkeypatch):
                 loop.call_soon_threadsafe(enough.set)
             raise FileNotFoundError("it vanished")
 
-        callers = SimpleNamespace(
-            keep_house=lambda: count("sweeps"), jobs=SimpleNamespace(end_overdue=lambda: count("deadlines"))
-        )
+        callers = SimpleNamespace(keep_house=lambda: count("sweeps"), end_overdue=lambda: count("deadlines"))
         task = asyncio.create_task(serve._keep_house(callers))
         waiting = asyncio.create_task(enough.wait())
         await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)

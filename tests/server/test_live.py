@@ -209,7 +209,7 @@ def test_what_goes_wrong_is_told_and_ends_the_session():
 
 def test_a_stopped_worker_ends_its_sessions():
     live = session()
-    live._closing = lambda: True
+    live._closing = lambda speaking: True
     live.run()
     assert "stopped" in live.ended and live.frames == 1
 
@@ -309,14 +309,19 @@ def test_lite_shows_the_same_bytes_however_speech_is_cut(lite_template, speech):
 
 
 def test_a_worker_that_takes_no_more_lets_its_sessions_go_on_until_it_stops():
-    worker = SimpleNamespace(draining=True, stopping=False)
+    asked = []
+    worker = SimpleNamespace(ends_session=lambda speaking: asked.append(speaking) or stopping)
     service = SimpleNamespace(
         renderer=lambda: SimpleNamespace(open=lambda name: opened()), config=SimpleNamespace(batch_size=1)
     )
     place = SimpleNamespace(service=service, scheduler=None)
     live = LiveSessions(worker)._opened(place, "anna", LiveSettings())
+    stopping = False
     live._end_when_left()
     assert live.ended == ""
-    worker.stopping = True
+    live.speech.push(np.ones(320, np.float32))
+    live._end_when_left()
+    assert asked == [False, True], "whether it speaks"
+    stopping = True
     live._end_when_left()
     assert "stopped" in live.ended

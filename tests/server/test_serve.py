@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -61,6 +64,35 @@ def test_a_stop_ends_within_its_grace(start_worker, tmp_path):
         assert worker.stop() == 0
     assert json.loads(worker.process.stdout.read())["finished"] is False
     assert not (tmp_path / "a.mp4").exists(), "no half file under its name"
+
+
+def told_by(connection: Any) -> Iterator[dict[str, Any]]:
+    """Events of a session's socket until it is closed."""
+    from websockets.exceptions import ConnectionClosed
+
+    with contextlib.suppress(ConnectionClosed):
+        for message in connection:
+            yield json.loads(message)
+
+
+def test_a_stop_lets_a_live_session_finish_what_it_says(start_worker, tmp_path):
+    sync = pytest.importorskip("websockets.sync.client")
+    worker = start_worker()
+    idle = {"session_id": "waits for its caller", "template_id": TEMPLATE}
+    worker.post("/api/start_session", idle)
+    live = worker.call("POST", "/v1/sessions", {"template_id": TEMPLATE})[2]
+    address = f"ws://127.0.0.1:{worker.http_port}{live['addresses']['audio']}"
+    with sync.connect(address) as socket_in:
+        worker.call("POST", live["addresses"]["speech"], SPEECH.read_bytes(), {"Content-Type": "audio/flac"})
+        events = told_by(socket_in)
+        next(event for event in events if event.get("state") == "talking")
+        worker.process.send_signal(signal.SIGTERM)
+        told = list(events)
+    last = [event for event in told if event["type"] == "playback"][-1]
+    assert last["done"] is True and last["position"] == pytest.approx(7.6, abs=0.1)
+    assert told[-1]["type"] == "ended" and "stopped" in told[-1]["message"]
+    assert worker.process.wait(60) == 0
+    assert json.loads(worker.process.stdout.read())["finished"] is True
 
 
 def test_shutdown_by_line_ends_it(start_worker):

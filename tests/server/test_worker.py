@@ -1,0 +1,171 @@
+"""What the worker promises by itself: turns, places, shared work and a stop, without an engine."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from musetalk.config import EngineConfig, ServerConfig
+from musetalk.errors import BusyError, CancelledRun, ClientLimitError
+from musetalk.server.capacity import Cost
+from musetalk.server.worker import Worker
+
+PICTURE = Path("face.png")
+
+
+def made(folder: Path, devices: tuple[str, ...] = ("cpu",), **server) -> Worker:
+    """A worker that carries two sessions of 25 frames/s."""
+    worker = Worker(folder, EngineConfig(device="cpu"), ServerConfig(**server), devices)
+    worker.rate = 50.0
+    for place in worker.places:
+        place.rate = 50.0
+    return worker
+
+
+@pytest.fixture
+def worker(tmp_path):
+    worker = made(tmp_path)
+    yield worker
+    worker.close()
+
+
+def test_turns_come_in_the_order_of_asking(worker):
+    running = [worker.promise(threading.Event()) for _ in range(worker.most_work)]
+    late = [worker.promise(threading.Event()) for _ in range(4)]
+    began: list[int] = []
+
+    def work(index: int) -> None:
+        with worker.in_turn(late[index]):
+            began.append(index)
+
+    for turn in running:
+        turn.runs = True
+    threads = [threading.Thread(target=work, args=(index,)) for index in (2, 0, 3, 1)]
+    for thread in threads:
+        thread.start()
+    assert (worker.running, worker.queued) == (len(running) + 4, 4)
+    worker.leave(running[0])
+    for thread in threads:
+        thread.join()
+    assert began == [0, 1, 2, 3]
+
+
+def test_what_is_stuck_is_ended_at_its_deadline_and_others_go_on(worker):
+    stuck = [worker.promise(threading.Event()) for _ in range(worker.most_work)]
+    for turn in stuck:
+        turn.runs, turn.deadline = True, 0.0
+    worker.end_overdue()
+    assert all(turn.cancel.is_set() for turn in stuck)
+    with worker.work():
+        assert worker.running == 1
+
+
+def test_what_left_the_line_or_was_cancelled_never_gets_its_turn(worker):
+    left, cancelled = (worker.promise(threading.Event()) for _ in range(2))
+    worker.leave(left)
+    cancelled.cancel.set()
+    for turn in (left, cancelled):
+        with pytest.raises(CancelledRun), worker.in_turn(turn):
+            pass
+    assert worker.running == 0
+
+
+@pytest.mark.parametrize("who", [[0], [1], [0, 1]], ids=["first", "second", "both"])
+def test_a_template_that_two_want_is_made_unless_both_have_cancelled(worker, who):
+    begun, go_on, cancels = threading.Event(), threading.Event(), [threading.Event() for _ in range(2)]
+
+    def make(template_id, source, settings, force, cache_dir, cancel):
+        begun.set()
+        while not go_on.is_set():
+            if cancel.is_set():
+                raise CancelledRun("cancelled", "")
+        return {"template_id": template_id}
+
+    worker.make_template = make
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(worker.preprocess, "anna", PICTURE, cancel=cancels[0])
+        assert begun.wait(60)
+        second = threads.submit(worker.preprocess, "anna", PICTURE, cancel=cancels[1])
+        while len(next(iter(worker._joined.values()))[1]._all) < 2:
+            pass
+        for index in who:
+            cancels[index].set()
+        if 1 in who:
+            assert isinstance(second.exception(60), CancelledRun)
+        if who == [0, 1]:
+            assert isinstance(first.exception(60), CancelledRun)
+        else:
+            assert not first.done()
+            go_on.set()
+            assert first.result(60) == {"template_id": "anna"}
+        if 1 not in who:
+            assert second.result(60) == {"template_id": "anna"}
+    assert worker.running == 0 and not worker._joined
+
+
+def test_a_session_takes_its_frames_and_files_have_what_is_left(worker):
+    everything = worker.work_slots
+    seat = worker.take_place("anna", 25)
+    assert worker.work_slots == max(1, everything // 2)
+    with pytest.raises(BusyError, match="fit here") as refused:
+        worker.take_place("anna", 30)
+    assert refused.value.retry_after > 0 and worker.refused == 1
+    other = worker.take_place("anna", 25)
+    assert worker.work_slots == 1 and worker.sessions == 2
+    with pytest.raises(BusyError):
+        worker.take_place("anna", 1)
+    for taken in (seat, other):
+        worker.give_place_back(taken)
+    assert worker.work_slots == everything and worker.taken == 0
+    worker.take_place("anna", 50)
+
+
+def test_one_address_takes_as_many_places_as_it_may(tmp_path):
+    worker = made(tmp_path, client_sessions=1)
+    seat = worker.take_place("anna", client="a")
+    with pytest.raises(ClientLimitError):
+        worker.take_place("anna", client="a")
+    worker.take_place("anna", client="b")
+    worker.give_place_back(seat)
+    worker.take_place("anna", client="a")
+    worker.close()
+
+
+def test_devices_share_the_processors(tmp_path, monkeypatch):
+    monkeypatch.setattr("musetalk.server.worker.usable_cores", lambda: 10)
+    worker = made(tmp_path, ("cpu", "cpu"))
+    worker._plan([Cost(0.01, card=0.007), Cost(0.01, card=0.07)])
+    assert [round(place.rate) for place in worker.places] == [100, 25], "each by its own card"
+    assert worker.rate == pytest.approx(125) and worker.capacity == 5
+    worker._plan([Cost(0.07, card=0.007), Cost(0.07, card=0.007)])
+    assert worker.rate == pytest.approx(100), "not twice the processors that there are once"
+    worker._plan([Cost(1.0), Cost(1.0)])
+    assert worker.capacity == 1, "one at least"
+    worker.close()
+
+
+def test_a_stop_waits_for_sessions_that_speak_and_for_no_idle_caller(tmp_path):
+    worker = made(tmp_path, grace=600)
+    worker.take_place("anna")  # its caller may send a segment or not
+    seat = worker.take_place("anna", live=True)
+    assert not worker.ends_session(speaking=False)
+    with ThreadPoolExecutor(1) as thread:
+        drained = thread.submit(worker.drain)
+        while not worker.stopping:
+            pass
+        assert worker.ends_session(speaking=False) and not worker.ends_session(speaking=True)
+        assert not drained.done()
+        worker.give_place_back(seat)
+        assert drained.result(60) is True
+    worker.close()
+
+
+def test_a_session_that_speaks_beyond_the_grace_is_cut_off(tmp_path):
+    worker = made(tmp_path, grace=0)
+    worker.take_place("anna", live=True)
+    assert worker.drain() is False
+    assert worker.ends_session(speaking=True) and worker.cut_off
+    worker.close()
