@@ -19,7 +19,7 @@ from musetalk.errors import InputError, MuseTalkError, UsageError
 from musetalk.server.jobs import JOBS_FOLDER, Jobs
 from musetalk.server.paths import check_output, find_cache, find_input
 from musetalk.server.segments import SegmentSessions
-from musetalk.server.uploads import sweep_portraits
+from musetalk.server.uploads import sweep_uploads
 from musetalk.server.worker import Worker
 from musetalk.service import CheckAnswer, template_source
 from musetalk.templates.store import TemplateStore, check_template_id
@@ -132,7 +132,7 @@ class Callers:
         self.sessions.sweep()
         self.jobs.sweep()
         server = self.worker.server
-        sweep_portraits(server.temp_dir, time.time() - 3600 * server.keep)
+        sweep_uploads(server.temp_dir, time.time() - 3600 * server.keep)
 
     def end_overdue(self) -> None:
         """Ends what takes longer than a job may."""

@@ -85,10 +85,11 @@ def videos_router(worker: Worker, jobs: Jobs) -> APIRouter:
         encoding = dataclasses.replace(worker.service.encoding, crf=crf)
         client = (request.client.host if request.client else "") or "?"
         with _uploads_in(jobs.new_folder()) as folder:
-            sound, sound_sha = save_upload(audio.file, folder, "audio", "sound", MAX_UPLOAD)
-            face, face_sha = None, ""
+            sound, face, face_sha = folder / "audio", None, ""
+            sound_sha = save_upload(audio.file, sound, "sound", MAX_UPLOAD)
             if portrait is not None:
-                face, face_sha = save_upload(portrait.file, folder, "portrait", "picture", MAX_UPLOAD)
+                face = folder / "portrait"
+                face_sha = save_upload(portrait.file, face, "picture", MAX_UPLOAD)
             name = check_template_id(template_id or template_of(digest_of(face_sha, settings)))
             digest = digest_of(sound_sha, face_sha, name, fps, articulation, settings, encoding)
             key = idempotency_key and digest_of(client, idempotency_key)
