@@ -1,12 +1,15 @@
 """One scheduler per device: sessions ask for faces, its threads serve them in turns.
 
 The decision a reader would question: a session has one request under way at most, so serving the oldest
-request first is serving sessions in turns. Those that play live come before those that fill a file.
+request first is serving sessions in turns. Those that play live come before those that fill a file. And what
+a scheduler's thread logs it logs in the context of whoever asked, so that his command hears of it; of a mixed
+batch, whose warnings are its engine's, in that of the first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -36,6 +39,7 @@ class Asked:
     live: bool
     cancel: threading.Event
     faces: Future[list[np.ndarray]] = field(default_factory=Future)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
 
 class Scheduler:
@@ -96,7 +100,7 @@ class Scheduler:
     def _serve(self) -> None:
         while batch := self._next():
             try:
-                results = _generate(batch)
+                results = batch[0].context.run(_generate, batch)
             except BaseException as e:  # noqa: BLE001 - raised where each session waits for it
                 if len(batch) > 1:
                     _generate_apart(batch)
@@ -140,7 +144,7 @@ def _generate_apart(batch: Sequence[Asked]) -> None:
     """Each request by itself, so that one which can't be served fails alone."""
     for asked in batch:
         try:
-            [faces] = _generate([asked])
+            [faces] = asked.context.run(_generate, [asked])
         except BaseException as e:  # noqa: BLE001 - raised where its session waits for it
             asked.faces.set_exception(e)
         else:

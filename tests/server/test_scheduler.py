@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from musetalk.compositor import FrameCompositor
 from musetalk.errors import CancelledRun
 from musetalk.rendering import OpenedTemplate
+from musetalk.server.commands import Overheard, listening
 from musetalk.server.scheduler import MIXED_FRAMES, Scheduler
 from tests.conftest import make_template
 
@@ -136,3 +138,41 @@ def test_a_failure_reaches_the_one_who_asked():
     scheduler.close()
     with pytest.raises(CancelledRun):
         generate(np.zeros((1, 1), np.float32), [0])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_a_generator_warns_of_is_told_to_the_request_that_asked(mixed):
+    """Also where a mixed batch fails and each request is served by itself."""
+    told: dict[str, list[str]] = {"anna": [], "otto": []}
+    gate, log = threading.Event(), logging.Logger("of this test")
+    log.addHandler(Overheard())
+
+    class Engine(MixingStandIn if mixed else PlainEngine):
+        def generate_mixed(self, requests):
+            raise ValueError("not these together")
+
+    template = opened(Engine(), [], gate)
+
+    def generate(prompts, indices):
+        gate.wait(SOON)
+        log.warning("halved for %s", prompts[0])
+        return [prompts]
+
+    template.generator.generate = generate
+    scheduler = Scheduler("cpu", 1)
+
+    def request(name: str) -> None:
+        listening.set(lambda line: told[name].append(line["log"]))
+        scheduler.generate(template, threading.Event())([name], [0])
+
+    threads = [threading.Thread(target=request, args=(name,)) for name in ("first", *told)]
+    told["first"] = []
+    for thread in threads:
+        thread.start()
+    while scheduler.depth < 2:
+        pass
+    gate.set()
+    for thread in threads:
+        thread.join()
+    scheduler.close()
+    assert told == {name: [f"halved for {name}"] for name in told}
