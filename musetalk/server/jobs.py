@@ -98,6 +98,7 @@ class RunningJob:
         turn: its place in the worker's line.
         streamed: bytes of the stream so far.
         writer: its encoder, while it has one.
+        removed: its folder goes once its thread is done with it.
     """
 
     job: Job
@@ -112,6 +113,7 @@ class RunningJob:
     changes: Changes = dataclasses.field(default_factory=Changes)
     streamed: int = 0
     writer: FragmentWriter | None = None
+    removed: bool = False
 
     def stop(self) -> None:
         """Makes its thread end, even where that waits for the encoder."""
@@ -287,9 +289,16 @@ class Jobs:
         return True
 
     def _forget(self, job: Job) -> None:
+        """Removes a job that has ended; where its thread hasn't yet, that removes the rest."""
         with self._lock:
             self._keys.pop(job.key, None)
-        remove_folder(self.folder / job.id)
+            running = self._running.pop(job.id, None)
+            if running is not None:
+                running.removed = True
+        if running is None:
+            remove_folder(self.folder / job.id)
+        else:
+            remove_file(self.folder / job.id / RECORD)
 
     def video(self, job_id: str) -> Path:
         """Where a completed job's file is."""
@@ -360,13 +369,16 @@ class Jobs:
             log.exception("job %s failed", job.id)
             self._end(job, "failed", _told("internal", f"internal error 内部错误: {type(e).__name__}"))
         finally:
-            with self._lock:
-                self._running.pop(job.id, None)
             running.changes.tell()
             running.owner.release()
             with contextlib.suppress(OSError):
                 for leftover in (STREAM, OWNER, *(() if job.status == "completed" else (VIDEO,))):
                     remove_file(running.folder / leftover)
+            with self._lock:
+                self._running.pop(job.id, None)
+            if running.removed:
+                with contextlib.suppress(OSError):
+                    remove_folder(running.folder)
 
     def _render(self, running: RunningJob) -> None:
         job = running.job

@@ -212,9 +212,15 @@ def test_a_job_that_is_stuck_anywhere_frees_its_turn_and_counts_no_more(worker, 
     assert begun.wait(60)
     job.deadline = 0
     jobs.remove(job.id) if end == "remove" else jobs.end_overdue()
-    assert worker.left == [jobs.running(job.id).turn] and jobs.open_count == 0
+    assert len(worker.left) == 1 and jobs.open_count == 0
+    assert jobs.remove(job.id) is True, "and can be removed, though its thread may still write"
+    (jobs.folder / job.id / "late").touch()
+    assert jobs.get(job.id) is None
     worker.unstick.set()
-    assert worker.done.wait(60)
+    for thread in threading.enumerate():
+        if thread.name == job.id:
+            thread.join()
+    assert not (jobs.folder / job.id).exists()
 
 
 def test_a_client_has_as_many_jobs_as_he_may_and_others_have_theirs(tmp_path):

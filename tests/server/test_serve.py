@@ -77,7 +77,7 @@ def told_by(connection: Any) -> Iterator[dict[str, Any]]:
 
 def test_a_stop_lets_a_live_session_finish_what_it_says(start_worker, tmp_path):
     sync = pytest.importorskip("websockets.sync.client")
-    worker = start_worker()
+    worker = start_worker("--grace", "600")
     idle = {"session_id": "waits for its caller", "template_id": TEMPLATE}
     worker.post("/api/start_session", idle)
     live = worker.call("POST", "/v1/sessions", {"template_id": TEMPLATE})[2]
