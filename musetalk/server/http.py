@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -26,11 +26,13 @@ from musetalk.errors import (
 )
 from musetalk.server.callers import Callers, failure
 from musetalk.server.commands import commands_router
+from musetalk.server.files_http import AnswersHead, MediaFile
 from musetalk.server.gate import Gate
 from musetalk.server.live import LiveSessions
 from musetalk.server.live_http import live_router
 from musetalk.server.operations import Metered, make_registry, operations_router
 from musetalk.server.page_http import page_router
+from musetalk.server.paths import hide_folders
 from musetalk.server.tcp import MAX_CALLS, encoded
 from musetalk.server.videos import templates_router, videos_router
 
@@ -64,7 +66,7 @@ class SegmentRequest(BaseModel):
 
     session_id: str
     audio_path: str
-    segment_index: int = 0
+    segment_index: Annotated[int, Field(ge=0, lt=10**9)] = 0
     is_final: bool = False
 
 
@@ -131,7 +133,7 @@ def create_app(worker: Worker, callers: Callers) -> Any:
     app.include_router(templates_router(worker))
     app.include_router(operations_router(app, worker, registry))
     app.include_router(commands_router(worker, lambda: worker.announcement))
-    return Gate(Metered(app, registry), worker.server, worker.clients)
+    return Gate(AnswersHead(Metered(app, registry)), worker.server, worker.clients)
 
 
 def callers_router(worker: Worker, callers: Callers) -> APIRouter:
@@ -151,7 +153,7 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
     @router.post("/api/preprocess_template")
     def preprocess_template(body: PreprocessRequest, request: Request) -> Any:
         """Makes a template's cache, or finds it up to date."""
-        with _told_as_bad_request(body.template_id) as told:
+        with _told_as_bad_request(body.template_id, request) as told:
             answer = callers.preprocess(body.model_dump(), trusted(request))
             return {**answer, "cache_path": str(worker.service.store.found_pickle(body.template_id))}
         return told.answer
@@ -159,7 +161,7 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
     @router.post("/api/start_session")
     def start_session(body: StartSessionRequest, request: Request) -> Any:
         """Takes a place for a session and opens its template."""
-        with _told_as_bad_request(body.template_id) as told:
+        with _told_as_bad_request(body.template_id, request) as told:
             session = callers.sessions.start(
                 body.session_id, body.template_id, body.articulation, client_of(request)
             )
@@ -169,15 +171,15 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
     @router.post("/api/process_segment")
     def process_segment(body: SegmentRequest, request: Request) -> Any:
         """Renders one segment of a session's speech."""
-        with _told_as_bad_request(None) as told:
+        with _told_as_bad_request(None, request) as told:
             audio = callers.find(body.audio_path, "audio_path", trusted(request))
             return callers.sessions.process(body.session_id, audio, body.segment_index, body.is_final)
         return told.answer
 
     @router.post("/api/end_session/{session_id}")
-    def end_session(session_id: str) -> Any:
+    def end_session(session_id: str, request: Request) -> Any:
         """Ends a session and frees its place."""
-        with _told_as_bad_request(None) as told:
+        with _told_as_bad_request(None, request) as told:
             return callers.sessions.end(session_id)
         return told.answer
 
@@ -193,7 +195,7 @@ def callers_router(worker: Worker, callers: Callers) -> APIRouter:
         path = (folder / name).resolve() if VIDEO_NAME.fullmatch(name) else folder
         if path.parent != folder or not path.is_file():
             raise HTTPException(404, f"no video {name[:80]!r} 视频不存在")
-        return FileResponse(path)
+        return MediaFile(path)
 
     return router
 
@@ -203,10 +205,12 @@ class _told_as_bad_request:  # noqa: N801 - used as a statement
 
     Args:
         template_id: the request's, for the answer.
+        request: tells who calls.
     """
 
-    def __init__(self, template_id: str | None) -> None:
+    def __init__(self, template_id: str | None, request: Request) -> None:
         self._template_id = template_id
+        self._request = request
         self.answer: JSONResponse | None = None
 
     def __enter__(self) -> _told_as_bad_request:
@@ -217,7 +221,10 @@ class _told_as_bad_request:  # noqa: N801 - used as a statement
             return False
         status = http_status(error)
         kept = status >= 500 or status == 429
-        self.answer = error_answer(error, status if kept else 400, self._template_id)
+        shown = error
+        if not trusted(self._request):
+            shown = hide_folders(error, self._request.app.state.worker.folders)
+        self.answer = error_answer(shown, status if kept else 400, self._template_id)
         return True
 
 
@@ -230,8 +237,9 @@ def error_answer(error: MuseTalkError, status: int, template_id: str | None = No
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(MuseTalkError)
-    def told(_request: Request, error: MuseTalkError) -> JSONResponse:
-        return error_answer(error, http_status(error))
+    def told(request: Request, error: MuseTalkError) -> JSONResponse:
+        shown = error if trusted(request) else hide_folders(error, app.state.worker.folders)
+        return error_answer(shown, http_status(error))
 
     @app.exception_handler(RequestValidationError)
     def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:

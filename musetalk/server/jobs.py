@@ -30,6 +30,7 @@ from musetalk.files import atomic_file, remove_file, remove_folder
 from musetalk.media.fragments import FragmentWriter, Picture
 from musetalk.pipeline import StageClock
 from musetalk.rendering import Request, render
+from musetalk.server.paths import hide_folders
 from musetalk.server.signals import Changes
 from musetalk.server.worker import Place, Turn, Worker
 
@@ -364,7 +365,8 @@ class Jobs:
                 if not job.final:
                     self._render(running)
         except MuseTalkError as e:
-            self._end(job, "failed", _told(e.error_code, e.message, e.hint))
+            shown = hide_folders(e, (*self._worker.folders, running.folder))
+            self._end(job, "failed", _told(shown.error_code, shown.message, shown.hint))
         except Exception as e:
             log.exception("job %s failed", job.id)
             self._end(job, "failed", _told("internal", f"internal error 内部错误: {type(e).__name__}"))

@@ -7,10 +7,11 @@ caller and worker share, because two containers mount one folder under different
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from musetalk.errors import InputError
+from musetalk.errors import InputError, MuseTalkError
 
 
 def last_name(text: str) -> str:
@@ -63,6 +64,15 @@ def find_cache(text: str, own: Path, template_id: str, allowed: Sequence[Path] |
     if allowed is not None and not _exists(path):
         return own
     return _allowed(path, allowed)
+
+
+def hide_folders(error: MuseTalkError, own: Sequence[Path]) -> MuseTalkError:
+    """`error`, its words without the folders of this machine, for callers from elsewhere."""
+    for folder in sorted((str(path.absolute()) for path in own), key=len, reverse=True):
+        for name in ("message", "hint"):
+            words = getattr(error, name).replace(folder + os.sep, "").replace(folder, Path(folder).name)
+            setattr(error, name, words)
+    return error
 
 
 def _path(text: str, *, trusted: bool) -> Path:

@@ -23,6 +23,7 @@ from musetalk import __version__
 from musetalk.errors import ClientLimitError, MuseTalkError, UsageError
 from musetalk.server.callers import Callers, failure
 from musetalk.server.gate import is_loopback, is_trusted
+from musetalk.server.paths import hide_folders
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,8 @@ class LineProtocol:
             call = functools.partial(self._commands[name], request, trusted)
             return await asyncio.get_running_loop().run_in_executor(self._calls, call)
         except MuseTalkError as e:
-            return {**failure(e, request.get("template_id")), "error_type": type(e).__name__}
+            shown = e if trusted else hide_folders(e, self._callers.worker.folders)
+            return {**failure(shown, request.get("template_id")), "error_type": type(e).__name__}
         except Exception as e:
             log.exception("a request failed")
             error = MuseTalkError(f"internal error 内部错误: {type(e).__name__}", "see the worker's log")
@@ -226,12 +228,9 @@ class FramedProtocol:
             answer = await asyncio.get_running_loop().run_in_executor(self._calls, call)
             return {"Success": True, "OutputPath": answer["output_path"], **answer}
         except MuseTalkError as e:
-            return {
-                "Success": False,
-                "OutputPath": "",
-                "Error": f"{e.message} {e.hint}".strip(),
-                **failure(e),
-            }
+            shown = e if trusted else hide_folders(e, self._callers.worker.folders)
+            words = f"{shown.message} {shown.hint}".strip()
+            return {"Success": False, "OutputPath": "", "Error": words, **failure(shown)}
         except Exception as e:
             log.exception("a request failed")
             words = f"internal error 内部错误: {type(e).__name__}"

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Header, Query, Request, Response, UploadFile
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from musetalk.config import Defaults, EncodingConfig, ParsingMode, PreprocessingConfig
 from musetalk.errors import CacheError, CacheMissingError, UsageError
 from musetalk.files import remove_folder
+from musetalk.server.files_http import MediaFile
 from musetalk.server.jobs import (
     Asked,
     ElsewhereError,
@@ -205,7 +206,7 @@ def templates_router(worker: Worker) -> APIRouter:
         path = store.preview_path(template_id)
         if not path.is_file():
             raise HTTPException(404, f"no preview of template {template_id[:80]!r} 没有预览")
-        return FileResponse(path, media_type="image/jpeg")
+        return MediaFile(path, media_type="image/jpeg")
 
     return router
 
@@ -260,7 +261,7 @@ def _finished(jobs: Jobs, job: Job) -> Response:
     if job.status != "completed" or not path.is_file():
         told = job.error or {"message": "it is rendered by another worker 由其他服务渲染"}
         raise HTTPException(409, f"video {job.id} is {job.status}: {told['message']}")
-    return FileResponse(
+    return MediaFile(
         path, media_type="video/mp4", filename=f"{job.id}.mp4", content_disposition_type="inline"
     )
 

@@ -19,7 +19,14 @@ from typing import Any
 
 from musetalk import __version__
 from musetalk.announcement import Announcement
-from musetalk.config import Defaults, EncodingConfig, EngineConfig, PreprocessingConfig, ServerConfig
+from musetalk.config import (
+    REPOSITORY,
+    Defaults,
+    EncodingConfig,
+    EngineConfig,
+    PreprocessingConfig,
+    ServerConfig,
+)
 from musetalk.device import usable_cores
 from musetalk.engines.registry import EngineRegistry
 from musetalk.errors import BusyError, CancelledRun
@@ -179,6 +186,11 @@ class Worker:
     def service(self) -> IntegratedMuseTalkService:
         """The first device's service: the cache folder and the settings are the same for all."""
         return self.places[0].service
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those that callers from elsewhere needn't know the places of."""
+        return self.service.store.cache_dir, self.server.videos_dir, self.server.temp_dir, REPOSITORY
 
     @property
     def running(self) -> int:

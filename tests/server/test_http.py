@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import shutil
 import uuid
 import wave
@@ -250,3 +253,39 @@ def test_half_a_surrogate_pair_comes_back_as_its_number(served):
         {"Content-Type": "application/json"},
     )
     assert 400 <= status < 500 and answer["detail"]
+
+
+def test_an_error_to_a_caller_from_elsewhere_names_no_folder(start_worker):
+    worker = start_worker("--host", "0.0.0.0", "--token", "secret")
+    headers = {"Authorization": "Bearer secret", "Host": f"127.0.0.1:{worker.http_port}"}
+    body = {"session_id": "s", "template_id": "nobody"}
+    status, _, answer = worker.call("POST", "/api/start_session", body, headers)
+    assert status == 400 and "looked in cache" in answer["hint"]
+    assert str(worker.folder) not in json.dumps(answer, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(("wanted", "status"), [("bytes=9999999-", 416), ("bytes=5-2", 400), ("x", 400)])
+def test_a_range_that_cannot_be_given_is_told_as_every_error(served, wanted, status):
+    (served.videos / "ranges.mp4").write_bytes(bytes(100))
+    told, headers, answer = served.call("GET", "/videos/ranges.mp4", None, {"Range": wanted})
+    assert told == status and answer["success"] is False and answer["detail"]
+    assert headers.get("content-range") == ("bytes */100" if status == 416 else None)
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/docs", "/v1/templates", "/videos/head.mp4"])
+def test_head_is_get_without_the_body(served, path):
+    (served.videos / "head.mp4").write_bytes(bytes(100))
+    connection = http.client.HTTPConnection("127.0.0.1", served.http_port, timeout=60)
+    with contextlib.closing(connection):
+        for _ in range(2):  # the connection is fit for another call
+            connection.request("HEAD", path)
+            answer = connection.getresponse()
+            assert answer.status == 200 and answer.read() == b""
+        if path.endswith("mp4"):
+            assert answer.headers["content-length"] == "100" and answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize("index", [-1, 10**9, 10**400])
+def test_a_segment_s_number_is_one_that_a_file_can_be_named_by(served, session, index):
+    body = {"session_id": session, "audio_path": str(SPEECH), "segment_index": index}
+    assert served.call("POST", "/api/process_segment", body)[0] == 422

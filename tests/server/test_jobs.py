@@ -35,6 +35,7 @@ class IdleWorker:
         self.server = ServerConfig(videos_dir=folder, **limits)
         self.service = SimpleNamespace(store=TemplateStore(folder / "cache"))
         self.clients = Clients(self.server)
+        self.folders = (self.service.store.cache_dir, folder)
         self.promised = 0
         self.turn, self.done = threading.Event(), threading.Event()
         self.stopping = False
@@ -233,6 +234,26 @@ def test_a_client_has_as_many_jobs_as_he_may_and_others_have_theirs(tmp_path):
     jobs.remove(first[0].id)
     jobs.submit(dataclasses.replace(asked(jobs), client="a"))
     worker.turn.set()
+
+
+def test_what_a_job_failed_of_names_no_folder_of_this_machine(worker, tmp_path):
+    jobs = Jobs(worker, tmp_path / "jobs")
+    cache = worker.service.store.cache_dir
+
+    def fail(running):
+        raise OutputError(f"{running.audio} can't be read", f"looked in {cache}, not in {cache}/x")
+
+    jobs._render = fail
+    job, _ = jobs.submit(asked(jobs))
+    worker.turn.set()
+    assert worker.done.wait(60)
+    while not job.final:
+        pass
+    assert job.error == {
+        "code": "output",
+        "message": "a.wav can't be read",
+        "hint": "looked in cache, not in x",
+    }
 
 
 @pytest.mark.parametrize("end", ["remove", "end_overdue"])
