@@ -2,8 +2,8 @@
 
 One ffmpeg process with raw frames in its stdin and fragments out of its stdout. The decisions a reader would
 question: the encoder keeps no frame back and has no B-frames, so a fragment leaves as soon as its last frame
-is in, at the price of a file some 10 % larger. And the stream is cut into its boxes here, so that whoever
-serves it can let a viewer begin at a key frame.
+is in, at the price of a file some 10 % larger where all moves, and twice as large of a still portrait. And
+the stream is cut into its boxes here, so that whoever serves it can let a viewer begin at a key frame.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ UPLOADED_ID = re.compile(rf"{UPLOADED_TEMPLATE}[0-9a-f]{{20}}")
 MARKS_FOLDER = "portraits"  # beside the jobs: an empty file for each such template, as old as its last use
 QUEUED_PER_THREAD = 16  # jobs that may wait for each that runs
 TOLD_STEPS = 100  # of progress
+KEY_SECONDS = 10.0  # between key frames: all viewers begin at the first, and a still background costs little
 
 log = logging.getLogger(__name__)
 
@@ -417,7 +418,9 @@ class Jobs:
         speech = _speech(running.audio)
         finished = running.folder / VIDEO
         with (
-            FragmentWriter(picture, running.audio, running.encoding, finished=finished) as writer,
+            FragmentWriter(
+                picture, running.audio, running.encoding, finished=finished, key_seconds=KEY_SECONDS
+            ) as writer,
             self._pumped(running, writer),
         ):
             frames, info = render(opened, speech, request, clock)
