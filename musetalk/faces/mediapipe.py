@@ -25,7 +25,7 @@ from musetalk.geometry import Box, bounding_box, overlap
 log = logging.getLogger(__name__)
 _STDERR = 2  # file descriptor
 _MAX_FACES = 4
-_MIN_FACE = 16  # pixels, the longer side of a detection worth a template
+_MIN_FACE = 32  # pixels, the longer side of a detection worth a template; its mouth is 8 wide
 _SEARCH_EVERY = 25  # frames of a video without a face between two thorough searches
 _TILE_SHARES = (0.6, 0.3, 0.15)  # of the frame's longer side; a face is seen from 1/8 of a tile
 _SAME_FACE = 0.3  # intersection over union of two detections of one face

@@ -1,7 +1,8 @@
 """A second look at what was taken for a face: another detector and the mesh again, on the face set upright.
 
 A mesh looks like a face wherever it is laid, on hair, cloth or gravel too; its own shape tells nothing. On a
-face the two agree to a few hundredths of the eyes' distance, elsewhere they don't.
+face the two agree to a few hundredths of the eyes' distance, elsewhere they don't. The upper face will
+do: below a mask or a hand the mesh guesses, and what it guesses moves.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from musetalk.faces.base import Face
-from musetalk.faces.head import CHIN, FOREHEAD
+from musetalk.faces.head import CHIN, FOREHEAD, LEFT_BROW, LEFT_EYE, RIGHT_BROW, RIGHT_EYE
 
 SIDE = 256  # pixels of the picture that is looked at
 ROOM = 1.9  # its side over the face's
 LEAST_SCORE = 0.65  # of the detector
-MESH_APART = 0.04  # of the outer eye corners' distance, on average over the mesh
+MESH_APART = 0.04  # of the outer eye corners' distance, on average over the mesh or over its upper part
 POINTS_APART = 0.3  # of it, at most over the detector's points
 LEAST_INSIDE = 0.5  # of the mesh, within the frame
 LEAST_EYES = 1.0  # pixels between the eye corners
 
+# what nothing in front of the mouth hides: eyes, brows, forehead and the nose's root
+_UPPER_FACE = [*RIGHT_EYE, *LEFT_EYE, *RIGHT_BROW, *LEFT_BROW, 168, 6, 197, 195, 122, 351, 10, 151, 9, 8]
 _EYES = (33, 263)  # outer corners, right and left
 _TEMPLES = (234, 454)
 # what MediaPipe's detector gives first: the right and the left eye, the nose's tip, the mouth's middle
@@ -52,13 +55,15 @@ class SecondLook:
         within = (face.mesh >= 0).all(axis=1) & (face.mesh < [width, height]).all(axis=1)
         if within.mean() < LEAST_INSIDE:
             return False
-        upright, mesh = _set_upright(frame, face.mesh)
+        upright, mesh = set_upright(frame, face.mesh)
         eyes = float(np.linalg.norm(mesh[_EYES[1]] - mesh[_EYES[0]]))
         return eyes >= LEAST_EYES and self._agrees(upright, mesh, eyes) and self._detects(upright, mesh, eyes)
 
     def _agrees(self, upright: np.ndarray, mesh: np.ndarray, eyes: float) -> bool:
         again = [face.mesh for face in self._meshes(upright) if face.mesh is not None]
-        return any(np.linalg.norm(other - mesh, axis=1).mean() <= MESH_APART * eyes for other in again)
+        distances = [np.linalg.norm(other - mesh, axis=1) for other in again]
+        apart = [min(each.mean(), each[_UPPER_FACE].mean()) for each in distances]
+        return min(apart, default=np.inf) <= MESH_APART * eyes
 
     def _detects(self, upright: np.ndarray, mesh: np.ndarray, eyes: float) -> bool:
         """Whether the detector sees the face where the mesh is, and surer so than with it on its head.
@@ -90,7 +95,7 @@ class SecondLook:
         return result
 
 
-def _set_upright(frame: np.ndarray, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def set_upright(frame: np.ndarray, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A square picture of the face with level eyes, black beyond the frame, and the mesh in it."""
     import cv2
 

@@ -64,13 +64,28 @@ def read_image(
     return frame if size == (width, height) else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
+def check_background(text: str) -> Path | None:
+    """The picture that a background names; None where it is a colour.
+
+    Raises:
+        InputError: there is no such picture.
+    """
+    path = background_file(text)
+    if path is None:
+        return None
+    try:
+        return check_input_file(path, "background")
+    except InputError as e:
+        raise InputError(e.message, "give a colour as #rrggbb, or a picture's path 颜色或图片路径") from e
+
+
 def read_background(text: str) -> Background:
     """The background that ``#rrggbb`` or a picture's path says.
 
     Raises:
         InputError: neither.
     """
-    path = background_file(text)
+    path = check_background(text)
     if path is not None:
         return Background(read_image(path))
     found = _COLOUR.fullmatch(text)

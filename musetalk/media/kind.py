@@ -18,18 +18,23 @@ LOOKED_AT = 1024  # bytes
 _PICTURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*"),
     *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"8BPS", b"\0\0\1\0", b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
 )
 _CLIPS = (
     *(b"\x1a\x45\xdf\xa3", b"FLV\1", b"OggS", b".RMF", b"DKIF", b"YUV4MPEG2", b"nut/multimedia"),
     *(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\0\1", b"\0\0\1\x67"),
     *(b"\x06\x0e\x2b\x34\x02\x05\x01\x01", b"\xb7\xd8\x00\x20\x37\x49\xda\x11"),
+    *(b"\x1f\x07\0\x3f", b"\x1f\x07\0\xbf"),
 )
 _SOUNDS = (
     *(b"fLaC", b"ID3", b"FORM", b"caff", b"#!AMR", b".snd", b"RF64", b"wvpk", b"MAC ", b"TTA1", b"TTA2"),
     *(b"\x0bw", b"\x7f\xfe\x80\x01", b"riff\x2e\x91\xcf\x11", b"ADIF", b"MPCK", b"MP+", b"tBaK"),
     *(b"Creative Voice File\x1a", b"\xf8\x72\x6f\xba"),
 )
-_DEMUXERS = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}  # the least sure of themselves
+_DEMUXERS = {  # the least sure of themselves
+    **{b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"},
+    **{b"\x1f\x07\0\x3f": "dv", b"\x1f\x07\0\xbf": "dv"},
+}
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _TRANSPORT_PACKETS = (188, 192, 204)  # bytes

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 _TRACK = re.compile(r"Stream #0:(\d+)(?:\[0x[0-9a-f]+\])?(?:\([^)]*\))?: (Audio|Video): (.*)")
+_CONTAINER = re.compile(r"Input #0, ([\w,]+), from ")
 _DURATION = re.compile(r"Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _FIELDS = re.compile(r"\b(?:top|bottom)(?: coded)? first\b")
 _SHOWN = re.compile(r"\bfmt:(\w+) .*\bsar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)")
@@ -95,6 +96,7 @@ class Report:
     """
 
     tracks: list[Track] = field(default_factory=list)
+    container: str = ""
     duration: float | None = None
     frame_rate: Fraction | None = None
     _shown: re.Match[str] | None = None
@@ -105,6 +107,8 @@ class Report:
         """Takes one line of the log, without its level."""
         if line.startswith("Output #"):
             self._is_input = False
+        elif container := _CONTAINER.match(line):
+            self.container = container[1]
         elif track := self._is_input and _TRACK.match(line):
             self.tracks.append(Track(int(track[1]), track[2], track[3]))
         elif self._is_input and self.tracks and re.match(r"alpha_mode\s*: 1$", line, re.IGNORECASE):

@@ -39,6 +39,8 @@ MIN_TIMESCALE = 10_000  # ticks per second of an mp4's picture track
 END_GRACE = 5.0  # seconds in which an encoder that failed may say why
 TEMPORARY_STEM = 40  # characters of the output's name that its temporary file keeps
 NEARLY_SQUARE = 0.01  # of a pixel's side; less is the rounding of a scaled picture's aspect
+# containers without an index: ffmpeg's seeking lands on a later key frame in them, or nowhere
+UNINDEXED = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "obu", "m4v")
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave WebM's second picture away
 _STAMP = re.compile(r"frame:\d+ +pts:(-?\d+|NOPTS)")
 _MARK = "told"  # a frame's metadata entry, without which its time stamp isn't printed
@@ -76,6 +78,7 @@ class VideoInfo:
         first: what its first picture was decoded to.
         interlaced: pictures hold two fields of different times.
         alpha_decoder: the decoder that gives the transparency which the usual one leaves away.
+        is_indexed: the container says where its pictures lie, so that one may begin in the middle.
     """
 
     width: int
@@ -87,6 +90,7 @@ class VideoInfo:
     first: FirstFrame
     interlaced: bool
     alpha_decoder: str | None
+    is_indexed: bool
 
     @property
     def has_alpha(self) -> bool:
@@ -116,7 +120,10 @@ def probe_video(path: Path | str) -> VideoInfo:
     interlaced = first.interlaced or says_interlaced(track)
     decoder = next((name for codec, name in ALPHA_DECODERS.items() if track.text.startswith(codec)), None)
     decoder = decoder if track.has_alpha else None
-    return VideoInfo(width, height, fps, duration, frame_count, track.index, first, interlaced, decoder)
+    indexed = report.container not in UNINDEXED
+    return VideoInfo(
+        width, height, fps, duration, frame_count, track.index, first, interlaced, decoder, indexed
+    )
 
 
 def _squared(first: FirstFrame) -> tuple[int, int]:
@@ -289,13 +296,18 @@ class VideoReader:
 
     def _input(self) -> Any:
         """The track that is shown, as far as it is asked for."""
-        options: dict[str, Any] = {"ss": self._start} if self._start else {}
+        options: dict[str, Any] = {}
+        if self._start and self.info.is_indexed:
+            options["ss"] = self._start
         if self._seconds is not None:
-            options["t"] = self._seconds
+            options["t"] = self._seconds + (0 if self.info.is_indexed else self._start)
         if self.info.alpha_decoder is not None:
             options["c:v"] = self.info.alpha_decoder
         # a new graph would count from 0 again
-        return ffmpeg.input_stream(self._path, reinit_filter=0, **options)[str(self.info.track)]
+        track = ffmpeg.input_stream(self._path, reinit_filter=0, **options)[str(self.info.track)]
+        if not self._start or self.info.is_indexed:
+            return track
+        return track.filter("setpts", "PTS-STARTPTS").filter("trim", start=self._start)
 
 
 def _rising(stamps: Sequence[int | None], step: float) -> list[float]:

@@ -47,6 +47,8 @@ _LANDMARK_SIGMA = 1.5  # frames; takes off the detector's noise, leaves blinks a
 # some three times what MediaPipe shows on a head at rest
 SHORTEST_SHOWN = Fraction(1, 5)  # seconds that a face is seen at least, coming from nowhere
 TRIED_TURNED = 3  # frames of a clip without a face that are turned in search of one
+LOOKED_AT = 8  # faces of a clip whose mouths are looked at for what covers them
+COVERED_SHARE = 0.25  # of those, from which it is said
 _EYE_CORNERS = (36, 45)  # of the 68 points, the outer ones, right and left
 _BRIDGE = [28, 29, 30]  # of the 68 points: the nose's middle and its neighbours on the bridge
 _PLACE = 0.010
@@ -263,6 +265,15 @@ class TemplateSource:
         face = self.faces[index]
         assert face is not None, "a box comes from a face"
         return face
+
+    def covered_mouth(self) -> float | None:
+        """The share of faces, of some spread over the clip, whose mouth is hidden; None without meshes."""
+        from musetalk.faces.covered_mouth import COVERED, covered_score
+
+        looked_at = self.faced[:: -(-len(self.faced) // LOOKED_AT)]
+        meshes = [(i, mesh) for i in looked_at if (mesh := self.face(i).mesh) is not None]
+        covered = [covered_score(self.frames[i], mesh) > COVERED for i, mesh in meshes]
+        return sum(covered) / len(covered) if covered else None
 
     def face_frame(self, index: int) -> FaceFrame:
         """What an engine encodes of a frame with a face."""

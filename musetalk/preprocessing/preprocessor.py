@@ -23,6 +23,7 @@ from musetalk.templates.store import CacheInfo, TemplateMetadata, TemplateStore,
 
 if TYPE_CHECKING:
     from musetalk.engines.base import Engine
+    from musetalk.preprocessing.following import TemplateSource
     from musetalk.templates.template import Template
     from musetalk.templates.timeline import Timeline
 
@@ -102,7 +103,7 @@ class EnhancedMuseTalkPreprocessor:
         Raises:
             CancelledRun: `cancel` was set before the template was made; nothing is left.
         """
-        from musetalk.media.layers import background_file
+        from musetalk.media.image import check_background
         from musetalk.preprocessing.source import source_sha256
 
         start = time.perf_counter()
@@ -114,7 +115,7 @@ class EnhancedMuseTalkPreprocessor:
             "engine": engine_name,
             "engine_fingerprint": engine_fingerprint(engine_name, self.config),
         }
-        behind = background_file(settings.background)
+        behind = check_background(settings.background)
         if behind is not None:
             wanted["background_sha256"] = source_sha256(behind)
         with self.store.lock(template_id):
@@ -169,6 +170,7 @@ class EnhancedMuseTalkPreprocessor:
             log.info("engine %s on %s, %s", engine.name, engine.device, engine.dtype)
             with clock.stage("faces"):
                 sources = find_faces(source, settings, engine_name, self.config, self.device.name, cancel)
+                covered = _covered_mouth(sources, source)
             with clock.stage("encode"):
                 faced = sources.faced
                 faces = (sources.face_frame(i) for i in faced)
@@ -203,6 +205,7 @@ class EnhancedMuseTalkPreprocessor:
             "unique_frames": len(sources.frames),
             "faceless_frames": len(sources.frames) - len(faced),
             "turned": 90 * sources.turn,
+            "covered_mouth": covered,
             **_own_time(sources.timeline),
             "stages": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
         }
@@ -226,6 +229,21 @@ class EnhancedMuseTalkPreprocessor:
     def get_cache_info(self) -> CacheInfo:
         """The cache folder, its templates and their total size in MB."""
         return self.store.info()
+
+
+def _covered_mouth(sources: TemplateSource, source: Path) -> float | None:
+    """The share of the faces looked at whose mouth is hidden, said where it matters."""
+    from musetalk.preprocessing.following import COVERED_SHARE
+
+    share = sources.covered_mouth()
+    if share is None:
+        return None
+    if share >= COVERED_SHARE:
+        log.warning(
+            "the mouth in %s looks covered (mask, hand, microphone), speech is drawn over it 嘴部似被遮挡",
+            source,
+        )
+    return round(share, 3)
 
 
 def _own_time(timeline: Timeline | None) -> dict[str, Any]:

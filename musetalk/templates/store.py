@@ -65,6 +65,7 @@ class TemplateMetadata(TypedDict, total=False):
     frame_size: list[int]
     background_sha256: str
     turned: int
+    covered_mouth: float | None
     source_fps: float
     source_duration: float
     variable_frame_rate: bool
