@@ -34,6 +34,7 @@ CLIPS = {
     "nut": ("-c:v", "libx264"),
     "ivf": ("-c:v", "libvpx"),
     "y4m": (),
+    "dv": ("-c:v", "dvvideo", "-s", "720x576"),
 }
 PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
@@ -79,6 +80,15 @@ def test_what_no_bytes_tell_is_what_its_name_says(tmp_path: Path) -> None:
         assert kind_of(tmp_path / name) == kind
         with pytest.raises(InputError):
             list(SourceFrames(tmp_path / name, settings()))
+
+
+@pytest.mark.parametrize("form", ["JPEG2000", "ICO"])
+def test_pictures_of_a_form_that_is_not_read_are_called_pictures(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "face.bin"
+    Image.new("RGB", (64, 64)).save(path, form)
+    assert kind_of(path) == "image"
+    with pytest.raises(InputError, match="not an image that can be read"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -24,6 +24,7 @@ from musetalk.errors import InputError, OutputError
 from musetalk.media.ffmpeg import ffmpeg_path
 from musetalk.media.video import (
     PixelFormat,
+    VideoReader,
     VideoWriter,
     check_output_path,
     encoder_options,
@@ -466,6 +467,30 @@ def test_every_frame_once_and_in_order(tmp_path: Path, name: str, options: tuple
     path = numbered_video(tmp_path / name, *options, "-pix_fmt", "rgb24" if "png" in options else "yuvj420p")
     levels = [int(frame.mean().round()) for frame in read_video(path)]
     assert np.abs(np.array(levels) - 20 * np.arange(10)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("v.mp4", ("-c:v", "libx264")),
+        ("v.mkv", ("-c:v", "libx264")),
+        ("v.ts", ("-c:v", "libx264")),
+        ("late.ts", ("-c:v", "libx264", "-output_ts_offset", 700)),
+        ("v.h264", ("-c:v", "libx264")),
+        ("v.mpg", ("-c:v", "mpeg2video")),
+        ("v.m2v", ("-c:v", "mpeg2video")),
+    ],
+)
+def test_a_start_between_key_frames_is_kept(tmp_path: Path, name: str, options: tuple[object, ...]) -> None:
+    every = ("-g", 100, "-bf", 0, "-q:v", 1, "-crf", 1, "-pix_fmt", "yuv420p")
+    path = numbered_video(tmp_path / name, *options, *every, size="64x64")
+    reader = VideoReader(path, start=0.159, seconds=0.16)
+    levels = [int(frame.mean().round()) for frame in reader]
+    assert len(levels) == 4
+    assert np.abs(np.diff(levels) - 20).max() <= 6
+    first = [int(frame.mean().round()) for frame in read_video(path)][4]
+    assert abs(levels[0] - first) <= 3
+    assert reader.times == pytest.approx([0, 0.04, 0.08, 0.12])
 
 
 def test_frames_of_a_variable_rate_come_once_each(tmp_path: Path) -> None:
