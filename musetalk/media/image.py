@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
 HEIF_PACKAGE = "pillow-heif==1.8.1"
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")  # whose further pictures follow in time
 SAME_COLOUR = 1  # levels by which a profile's colours may differ from sRGB's and still be left as they are
 _COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -117,6 +118,8 @@ def image_size(path: Path | str) -> tuple[int, int]:
 
 def _read(path: Path, background: Background) -> np.ndarray:
     with _opened(path) as image:
+        if image.format in ANIMATIONS and getattr(image, "is_animated", False):
+            log.warning("%s is animated, its first picture is taken 动图只取第一帧；请转为视频", path)
         return np.ascontiguousarray(_upright_bgr(image, background, path))
 
 

@@ -145,11 +145,15 @@ def test_float_tiff_in_unit_range(tmp_path: Path) -> None:
     assert set(np.unique(read_image(tmp_path / "p.tif"))) == {128}
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_first_picture_of_an_animation(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_first_picture_of_an_animation(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str) -> None:
     first, second = Image.new("RGB", (32, 32), (255, 0, 0)), Image.new("RGB", (32, 32), (0, 0, 255))
+    first.save(tmp_path / f"still{suffix}", lossless=True)
+    assert read_image(tmp_path / f"still{suffix}")[5, 5].tolist() == [0, 0, 255]
+    assert not caplog.records
     first.save(tmp_path / f"p{suffix}", save_all=True, append_images=[second], lossless=True, duration=100)
     assert read_image(tmp_path / f"p{suffix}")[5, 5].tolist() == [0, 0, 255]
+    assert "animated" in caplog.text
 
 
 def test_names_with_spaces_chinese_and_a_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
