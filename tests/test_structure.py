@@ -52,6 +52,7 @@ ONLY_WHEN_ASKED = {
     "engines/musetalk/networks.py",
     "engines/musetalk/openvino_runtime.py",
     "faces/bisenet.py",
+    "faces/covered_mouth.py",
     "faces/mmpose_standins.py",
     "training/mouth_model.py",
 }
