@@ -4,7 +4,7 @@ The decision a reader would question: HDR and wide gamut go through a table of o
 `lut3d`, and not through its zscale and tonemap. Not every ffmpeg has those, and with the table a clip looks
 the same whichever one is found. Nor are they better: as it comes, zscale bends HLG's channels one by one
 where BT.2100 bends the luminance, and takes colour from red cloth; told to be exact, it agrees with the
-table to a level below the highlights. The curve is that of Report ITU-R BT.2390, the reference white BT.2408's.
+table to a level below the highlights. The curve is Report ITU-R BT.2390's, the reference white BT.2408's.
 """
 
 from __future__ import annotations
