@@ -10,9 +10,10 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ _LANDMARK_SIGMA = 1.5  # frames; takes off the detector's noise, leaves blinks a
 # what counts as the detector's noise, of the landmarks' root mean square distance from their middle:
 # some three times what MediaPipe shows on a head at rest
 SHORTEST_SHOWN = Fraction(1, 5)  # seconds that a face is seen at least, coming from nowhere
+SETTLING = 4  # frames of a new shot in which a tracker may still be on its way from the last one's face
 TRIED_TURNED = 3  # frames of a clip without a face that are turned in search of one
 LOOKED_AT = 8  # faces of a clip whose mouths are looked at for what covers them
 COVERED_SHARE = 0.25  # of those, from which it is said
@@ -87,6 +89,27 @@ def without_flashes(faces: Sequence[Face | None], shortest: int) -> list[Face | 
         if seen and start > 0 and end < len(faces) and end - start < shortest:
             result[start:end] = [None] * (end - start)
         start = end
+    return result
+
+
+def looked_at_anew(
+    faces: Sequence[Face | None],
+    frames: Sequence[np.ndarray],
+    cuts: Collection[int],
+    detect: Callable[[np.ndarray], Sequence[Face]],
+) -> list[Face | None]:
+    """`faces` with those right behind a cut, where a tracker comes too late, found without one.
+
+    Args:
+        cuts: indices of the frames that begin another shot.
+        detect: finds the faces of a picture on its own.
+    """
+    result = list(faces)
+    for cut, end in pairwise([*sorted(cuts), len(faces)]):
+        settled = min(cut + SETTLING, end - 1)
+        for i in range(cut, min(cut + SETTLING, end)):
+            if faces[i] is not None:
+                result[i] = _follow(detect(frames[i]), faces[settled])
     return result
 
 
@@ -332,6 +355,9 @@ def find_faces(
         upright = create_detector(settings.face_detector, engine, device, moving)
         found = list(track(upright, progress(frames, len(frames), "detect 检测", cancel)))
     cuts = find_cuts(thumbnails)
+    if cuts:
+        alone = create_detector(settings.face_detector, engine, device, video=False)
+        found = looked_at_anew(found, frames, cuts, alone.detect)
     timeline = read.timeline()
     if timeline is not None:
         found = without_flashes(found, round(SHORTEST_SHOWN * timeline.fps))

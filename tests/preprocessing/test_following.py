@@ -13,11 +13,11 @@ from PIL import Image
 from musetalk.compositor import FrameCompositor
 from musetalk.config import EngineConfig, PreprocessingConfig
 from musetalk.faces.base import Face, by_size
-from musetalk.faces.head import OUTER_LOWER_LIP, OUTER_UPPER_LIP
+from musetalk.faces.head import OUTER_LOWER_LIP, OUTER_UPPER_LIP, eye_distance
 from musetalk.faces.mediapipe import MediapipeDetector
 from musetalk.geometry import NO_FACE, Box
 from musetalk.media.image import read_image
-from musetalk.preprocessing.following import face_boxes, smooth_track, track, without_flashes
+from musetalk.preprocessing.following import face_boxes, find_faces, smooth_track, track, without_flashes
 from musetalk.preprocessing.preprocessor import EnhancedMuseTalkPreprocessor
 
 FRAME = np.zeros((200, 300, 3), np.uint8)
@@ -195,3 +195,32 @@ def test_a_face_on_its_side_or_head_is_worked_on_upright_and_shown_turned(
     changed = np.rot90(np.abs(shown.astype(int) - turned).max(axis=2) > 0, -turns)
     rows, columns = np.nonzero(changed)
     assert len(rows) and y1 <= rows.min() and rows.max() < y2 and x1 <= columns.min() and columns.max() < x2
+
+
+def zoom_cut(portrait: Path, folder: Path, zoom: float) -> list[np.ndarray]:
+    """Ten frames of a portrait from afar and ten from near, both around its face, as numbered pictures."""
+    image = Image.open(portrait).convert("RGB")
+    x1, y1, x2, y2 = MediapipeDetector().detect(read_image(portrait))[0].detection
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    folder.mkdir()
+    frames = []
+    for i in range(20):
+        half = 1.5 * (y2 - y1) / (zoom if i >= 10 else 1)
+        drift = 0.4 * (i % 10)
+        box = (x - half + drift, y - half, x + half + drift, y + half)
+        shown = image.transform((320, 320), Image.Transform.EXTENT, box, Image.Resampling.BICUBIC)
+        shown.save(folder / f"{i:02}.png")
+        frames.append(np.asarray(shown)[:, :, ::-1])
+    return frames
+
+
+@pytest.mark.parametrize("zoom", [1.4, 1.8])
+def test_the_face_behind_a_zoom_is_found_in_its_first_frame(
+    tmp_path: Path, portrait: Path, zoom: float
+) -> None:
+    frames = zoom_cut(portrait, tmp_path / "frames", zoom)
+    found = find_faces(tmp_path / "frames", PreprocessingConfig(), "lite", EngineConfig(), "cpu")
+    for i in (10, 11, 12):
+        [alone] = MediapipeDetector().detect(np.ascontiguousarray(frames[i]))
+        apart = np.linalg.norm(found.face(i).mesh - alone.mesh, axis=1).mean()
+        assert apart < 0.06 * eye_distance(alone.mesh), i
