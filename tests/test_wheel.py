@@ -66,7 +66,7 @@ def tree(folder: Path) -> set[str]:
 def test_every_module_and_every_bundled_model_is_in_the_wheel(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "musetalk").rglob("*.py")}
-    kept = [path for path in LITE_MODELS.rglob("*") if path.suffix in (".onnx", ".jpg", ".flac")]
+    kept = [path for path in LITE_MODELS.rglob("*") if path.suffix in (".onnx", ".npy", ".jpg", ".flac")]
     assert len(kept) > 5
     models = {f"musetalk/models/lite/{path.relative_to(LITE_MODELS).as_posix()}" for path in kept}
     assert modules | models <= held
