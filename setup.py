@@ -10,5 +10,8 @@ setup(
         "ultra_fast_realtime_inference",
     ],
     package_dir={"musetalk.models.lite": "models/lite"},
-    package_data={"musetalk.models.lite": ["*.onnx", "*.npy", "portraits/*.jpg", "speech/*.flac"], "": ["page/*"]},
+    package_data={
+        "musetalk.models.lite": ["*.onnx", "*.npy", "portraits/*.jpg", "speech/*.flac"],
+        "": ["page/*"],
+    },
 )
