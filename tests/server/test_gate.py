@@ -277,3 +277,43 @@ def test_a_cache_folder_is_the_worker_s_or_an_allowed_one(tmp_path):
         with pytest.raises(InputError):
             find(elsewhere)
     assert find_cache(str(private), own, "anna", None) == private
+
+
+def test_an_address_may_send_as_many_uploads_at_once_as_it_may():
+    gate_, begun, go_on = None, [], asyncio.Event()
+
+    async def app(scope, receive, send):
+        begun.append(scope["client"][0])
+        await go_on.wait()
+
+    async def call(client: str, kind: str) -> list[dict[str, Any]]:
+        scope = {
+            "type": "http",
+            "path": "/v1/videos",
+            "client": (client, 5),
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"content-type", kind.encode())],
+        }
+        sent: list[dict[str, Any]] = []
+
+        async def send(message):
+            sent.append(message)
+
+        await gate_(scope, None, send)
+        return sent
+
+    async def conversation() -> None:
+        first = [asyncio.create_task(call("a", "multipart/form-data")) for _ in range(2)]
+        await asyncio.sleep(0)
+        refused = await call("a", "Multipart/Form-Data")
+        assert refused[0]["status"] == 429 and (b"retry-after", b"10") in refused[0]["headers"]
+        others = [asyncio.create_task(call(*who)) for who in (("b", "audio/flac"), ("a", "application/json"))]
+        await asyncio.sleep(0)
+        assert begun == ["a", "a", "b", "a"]
+        go_on.set()
+        await asyncio.gather(*first, *others)
+        await call("a", "multipart/form-data")
+        assert len(begun) == 5, "what ended counts no more"
+
+    gate_ = Gate(app, ServerConfig(client_uploads=2))
+    asyncio.run(conversation())

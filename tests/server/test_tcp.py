@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -313,6 +314,18 @@ def test_several_clients_get_their_own(served, tmp_path):
     for thread in threads:
         thread.join()
     assert [answers[n]["resultPath"] for n in range(3)] == [str(tmp_path / f"{n}.mp4") for n in range(3)]
+
+
+def test_one_address_has_as_many_connections_by_line_as_it_may(start_worker):
+    worker = start_worker("--client_connections", "2")
+    with worker.lines() as first, worker.lines() as second:
+        assert all(Client(one).ask(command="ping")["success"] for one in (first, second))
+        with worker.lines() as third:
+            assert _received(third) == b""
+    answered = False
+    while not answered:  # once the worker has seen that they are closed
+        with worker.lines() as again, contextlib.suppress(OSError, AssertionError):
+            answered = Client(again).ask(command="ping")["success"]
 
 
 def test_both_spellings():
