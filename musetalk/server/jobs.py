@@ -308,9 +308,9 @@ class Jobs:
 
     def end_overdue(self) -> None:
         """Fails the jobs whose deadline is over, even where their thread is stuck."""
-        now = time.time()
+        now = time.monotonic()  # the clock on the wall may be set
         with self._lock:
-            overdue = [running for running in self._running.values() if running.job.deadline < now]
+            overdue = [running for running in self._running.values() if running.turn.deadline < now]
         for running in overdue:
             words = f"it took longer than {self._worker.server.job_deadline:g} s 任务超时"
             self._stop(running, "failed", _told("deadline", words))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -45,7 +46,7 @@ class IdleWorker:
         if self.stopping:
             raise BusyError("the worker is being stopped", "")
         self.promised += 1
-        return Turn(cancel, 0.0)
+        return Turn(cancel, math.inf)
 
     def leave(self, turn):
         self.left.append(turn)
@@ -192,7 +193,7 @@ def test_the_deadline_frees_the_slot_of_a_job_whose_encoder_is_stuck(worker, tmp
     job, _ = jobs.submit(asked(jobs))
     worker.turn.set()
     assert writer.begun.wait(60)
-    jobs.running(job.id).job.deadline = 0
+    jobs.running(job.id).turn.deadline = 0
     jobs.end_overdue()
     assert worker.done.wait(60) and writer.aborted.is_set()
     for thread in threading.enumerate():
@@ -211,7 +212,7 @@ def test_a_job_that_is_stuck_anywhere_frees_its_turn_and_counts_no_more(worker, 
     job, _ = jobs.submit(asked(jobs))
     worker.turn.set()
     assert begun.wait(60)
-    job.deadline = 0
+    jobs.running(job.id).turn.deadline = 0
     jobs.remove(job.id) if end == "remove" else jobs.end_overdue()
     assert len(worker.left) == 1 and jobs.open_count == 0
     assert jobs.remove(job.id) is True, "and can be removed, though its thread may still write"
@@ -222,6 +223,14 @@ def test_a_job_that_is_stuck_anywhere_frees_its_turn_and_counts_no_more(worker, 
         if thread.name == job.id:
             thread.join()
     assert not (jobs.folder / job.id).exists()
+
+
+def test_a_clock_that_is_set_forward_ends_no_job(worker, tmp_path, monkeypatch):
+    jobs = Jobs(worker, tmp_path / "jobs")
+    job, _ = jobs.submit(asked(jobs))
+    monkeypatch.setattr("musetalk.server.jobs.time.time", lambda: job.deadline + 10**6)
+    jobs.end_overdue()
+    assert not job.final
 
 
 def test_a_client_has_as_many_jobs_as_he_may_and_others_have_theirs(tmp_path):
@@ -270,7 +279,7 @@ def test_a_job_that_is_stopped_cannot_end_as_completed(worker, tmp_path, end):
             jobs._end(job, "completed", None)
 
     running.cancel = Racing()
-    job.deadline = 0
+    running.turn.deadline = 0
     jobs.remove(job.id) if end == "remove" else jobs.end_overdue()
     assert job.status == {"remove": "cancelled", "end_overdue": "failed"}[end]
 
