@@ -44,6 +44,7 @@ UPLOADED_TEMPLATE = "portrait-"  # how ids of templates begin that were made for
 UPLOADED_ID = re.compile(rf"{UPLOADED_TEMPLATE}[0-9a-f]{{20}}")
 MARKS_FOLDER = "portraits"  # beside the jobs: an empty file for each such template, as old as its last use
 QUEUED_PER_THREAD = 16  # jobs that may wait for each that runs
+REMOVAL_SECONDS = 1.0  # that a removal waits for a cancelled job's thread
 TOLD_STEPS = 100  # of progress
 KEY_SECONDS = 10.0  # between key frames: all viewers begin at the first, and a still background costs little
 
@@ -101,6 +102,7 @@ class RunningJob:
         streamed: bytes of the stream so far.
         writer: its encoder, while it has one.
         removed: its folder goes once its thread is done with it.
+        over: its thread is.
     """
 
     job: Job
@@ -116,6 +118,7 @@ class RunningJob:
     streamed: int = 0
     writer: FragmentWriter | None = None
     removed: bool = False
+    over: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def stop(self) -> None:
         """Makes its thread end, even where that waits for the encoder."""
@@ -301,6 +304,7 @@ class Jobs:
             remove_folder(self.folder / job.id)
         else:
             remove_file(self.folder / job.id / RECORD)
+            running.over.wait(REMOVAL_SECONDS)
 
     def video(self, job_id: str) -> Path:
         """Where a completed job's file is."""
@@ -382,6 +386,7 @@ class Jobs:
             if running.removed:
                 with contextlib.suppress(OSError):
                     remove_folder(running.folder)
+            running.over.set()
 
     def _render(self, running: RunningJob) -> None:
         job = running.job

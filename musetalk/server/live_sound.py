@@ -229,9 +229,10 @@ class HeardSound:
             head = block.samples[:n]
             samples.append(head)
             spoken += min(block.spoken, len(head))
-            ends |= block.ends and whole
+            ends_here = block.ends and block.spoken <= len(head)  # silence may follow in the block
+            ends |= ends_here
             if not whole:
-                rest = Sound(block.samples[n:], max(0, block.spoken - n), block.ends)
+                rest = Sound(block.samples[n:], max(0, block.spoken - n), block.ends and not ends_here)
                 self._blocks.appendleft(rest)
             n -= len(head)
         return Sound(np.concatenate(samples), spoken, ends)

@@ -148,7 +148,7 @@ def test_heard_sound_is_taken_across_its_blocks_with_what_of_it_is_speech():
     taken = [heard.take(n) for n in (7, 6, 6, 11)]
     assert np.array_equal(np.concatenate([t.samples for t in taken])[:20], ramp(20))
     assert [t.spoken for t in taken] == [7, 6, 1, 0]
-    assert [t.ends for t in taken] == [False, False, False, True]
+    assert [t.ends for t in taken] == [False, False, True, False], "with its last sample of speech"
 
 
 def test_a_microphone_that_is_late_is_shortened_at_its_pauses():
@@ -171,3 +171,12 @@ def test_a_microphone_that_is_far_too_late_is_cut_and_a_file_never():
             speech.push(np.full(320, 0.5, np.float32))
         heard = np.concatenate([speech.take(320).samples for _ in range(300)])
         assert abs(int((heard > 0).sum()) - spoken) <= (16_000 if realtime else 0)
+
+
+def test_speech_ends_with_its_last_sample_however_much_silence_was_heard_behind_it():
+    """After a hold-up much is heard at once: what follows the speech in it is a pause, not a part of it."""
+    heard = HeardSound()
+    heard.append(Sound(np.zeros(8000, np.float32), 1000, True))
+    frames = [heard.take(640) for _ in range(12)]
+    assert [frame.spoken for frame in frames[:3]] == [640, 360, 0]
+    assert [frame.ends for frame in frames] == [False, True, *[False] * 10]
