@@ -396,9 +396,9 @@ class Jobs:
                 job.template_id, running.portrait, running.settings, cancel=running.cancel
             )
         self._advance(running, stage="render")
-        place = self._worker.place_for(job.template_id)
         clock = StageClock()
-        self._write(running, place, clock)
+        with self._worker.loaded(job.template_id) as place:
+            self._write(running, place, clock)
         self._worker.note_rendering(clock.seconds, job.frames)
         self._end(job, "completed", None)
 

@@ -349,7 +349,7 @@ class Worker:
             if template_dir is not None:
                 service = self.service.sharing(settings=settings, cache_dir=cache_dir)
                 service.preprocess_if_missing(template_id, template_dir, conduct.cancel)
-            place = stack.enter_context(self._loaded(template_id, cache_dir))
+            place = stack.enter_context(self.loaded(template_id, cache_dir))
             conduct = dataclasses.replace(conduct, generate=place.scheduled(conduct.cancel))
             config = dataclasses.replace(
                 place.service.config,
@@ -371,7 +371,7 @@ class Worker:
         return min(places, key=lambda place: (place.load, not place.has_open(template_id, cache_dir)))
 
     @contextmanager
-    def _loaded(self, template_id: str, cache_dir: Path | None) -> Iterator[Place]:
+    def loaded(self, template_id: str, cache_dir: Path | None = None) -> Iterator[Place]:
         """The device that renders a file, which counts as its load meanwhile."""
         with self._changed:
             place = self.place_for(template_id, cache_dir)

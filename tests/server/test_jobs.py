@@ -15,13 +15,13 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from musetalk.config import EncodingConfig, PreprocessingConfig, ServerConfig
+from musetalk.config import EncodingConfig, EngineConfig, PreprocessingConfig, ServerConfig
 from musetalk.errors import BusyError, ClientLimitError, OutputError
 from musetalk.server import serve
 from musetalk.server.clients import Clients
 from musetalk.server.jobs import MARKS_FOLDER, RECORD, Asked, ElsewhereError, Jobs, _owner_lock
 from musetalk.server.videos import videos_router
-from musetalk.server.worker import Turn
+from musetalk.server.worker import Turn, Worker
 from musetalk.templates.store import TemplateStore
 
 LONG_AGO = 1_000_000_000  # seconds since 1970
@@ -112,6 +112,24 @@ def test_only_templates_that_jobs_made_and_no_job_uses_are_swept(worker, tmp_pat
     jobs.remove(job.id)
     jobs.submit(asked(jobs, names["used"]))
     assert (jobs.folder / MARKS_FOLDER / names["used"]).stat().st_mtime > LONG_AGO
+
+
+def test_jobs_that_run_at_once_are_spread_over_devices(tmp_path):
+    config = ServerConfig(videos_dir=tmp_path)
+    worker = Worker(tmp_path, EngineConfig(device="cpu"), config, ("cpu", "cpu"))
+    jobs, places, both = Jobs(worker, tmp_path / "jobs"), [], threading.Barrier(2)
+
+    def write(running, place, clock):
+        places.append(place)
+        both.wait(60)
+
+    jobs._write = write
+    submitted = [jobs.submit(asked(jobs))[0] for _ in range(2)]
+    for running in [jobs.running(job.id) for job in submitted]:
+        assert running is None or running.over.wait(60)
+    assert [job.status for job in submitted] == ["completed", "completed"]
+    assert places[0] is not places[1] and all(place.load == 0 for place in places)
+    worker.close()
 
 
 def test_a_job_whose_worker_died_is_ended_by_the_next_sweep(worker, tmp_path):
