@@ -124,9 +124,14 @@ class SharedCancel(threading.Event):
         """Somebody waits for it too, until he cancels."""
         self._all.append(cancel or threading.Event())
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended for all, who still waits among them."""
+        return super().is_set()
+
     def is_set(self) -> bool:
         """Whether nobody waits any more, or it was ended for all."""
-        return super().is_set() or all(cancel.is_set() for cancel in self._all)
+        return self.ended or all(cancel.is_set() for cancel in self._all)
 
 
 class Worker:
@@ -289,7 +294,7 @@ class Worker:
         try:
             return _result(answer, cancel)
         except CancelledRun:
-            if cancel is not None and cancel.is_set():
+            if shared.ended or (cancel is not None and cancel.is_set()):
                 raise
         # it was cancelled by all who had asked for it before
         return self.preprocess(template_id, source, settings, force_refresh, cache_dir, cancel)
