@@ -106,11 +106,13 @@ class Turn:
         cancel: ends it, also where it takes too long.
         deadline: on the monotonic clock.
         runs: it has its turn.
+        seated: it runs on a session's place, and takes none from files.
     """
 
     cancel: threading.Event
     deadline: float
     runs: bool = False
+    seated: bool = False
 
 
 class SharedCancel(threading.Event):
@@ -413,20 +415,21 @@ class Worker:
         Raises:
             BusyError: the worker is being stopped.
         """
-        turn = self._come(cancel, None, runs=True)
+        turn = self._come(cancel, None, seated=True)
         try:
             yield
         finally:
             self.leave(turn)
 
-    def _come(self, cancel: threading.Event | None, limit: int | None, *, runs: bool = False) -> Turn:
+    def _come(self, cancel: threading.Event | None, limit: int | None, *, seated: bool = False) -> Turn:
         with self._changed:
             self.check_open()
             waiting = self.queued
             if limit is not None and waiting >= limit:
                 self.refused += 1
                 raise BusyError(f"{waiting} requests wait already 排队已满", "try again later", 10)
-            turn = Turn(cancel or threading.Event(), time.monotonic() + self.server.job_deadline, runs)
+            deadline = time.monotonic() + self.server.job_deadline
+            turn = Turn(cancel or threading.Event(), deadline, runs=seated, seated=seated)
             self._turns.append(turn)
             return turn
 
@@ -455,7 +458,8 @@ class Worker:
         if turn.cancel.is_set() or turn not in self._turns:
             raise CancelledRun("the request was cancelled 已取消", "")
         first = next(one for one in self._turns if not one.runs)
-        return turn is first and self.running - self.queued < self.work_slots
+        under_way = sum(one.runs and not one.seated for one in self._turns)
+        return turn is first and under_way < self.work_slots
 
     def leave(self, turn: Turn) -> None:
         """Frees the turn of what has ended, or of what is stuck and no longer counts."""

@@ -63,6 +63,52 @@ def test_what_is_stuck_is_ended_at_its_deadline_and_others_go_on(worker):
         assert worker.running == 1
 
 
+def test_files_have_their_turn_while_sessions_render(worker):
+    for _ in range(2):
+        worker.take_place("anna")
+    assert worker.work_slots == 1
+    with worker.segment_work(threading.Event()), ThreadPoolExecutor(1) as threads:
+        cancel = threading.Event()
+
+        def work() -> int:
+            with worker.work(cancel):
+                return worker.running
+
+        turn = threads.submit(work)
+        try:
+            assert turn.result(10) == 2
+        finally:
+            cancel.set()
+
+
+def test_what_took_too_long_is_not_begun_anew_by_those_who_waited_with(worker):
+    begun, made_for = threading.Event(), []
+
+    def make(template_id, source, settings, force, cache_dir, cancel):
+        made_for.append(cancel)
+        begun.set()
+        while not cancel.is_set():
+            pass
+        raise CancelledRun("cancelled", "")
+
+    worker.make_template = make
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(worker.preprocess, "anna", PICTURE)
+        assert begun.wait(60)
+        second = threads.submit(worker.preprocess, "anna", PICTURE, cancel=(own := threading.Event()))
+        while len(next(iter(worker._joined.values()))[1]._all) < 2:
+            pass
+        for turn in worker._turns:
+            turn.deadline = 0.0
+        worker.end_overdue()
+        try:
+            assert isinstance(first.exception(60), CancelledRun)
+            assert isinstance(second.exception(10), CancelledRun)
+        finally:
+            own.set()
+    assert len(made_for) == 1
+
+
 def test_what_left_the_line_or_was_cancelled_never_gets_its_turn(worker):
     left, cancelled = (worker.promise(threading.Event()) for _ in range(2))
     worker.leave(left)
