@@ -264,6 +264,11 @@ class SegmentSessions:
                 if SEGMENT_NAME.fullmatch(path.name) and path.stat().st_mtime < oldest:
                     remove_file(path)
 
+    def holds(self, session_id: str) -> bool:
+        """Whether there is such a session."""
+        with self._lock:
+            return session_id in self._sessions
+
     def _session(self, session_id: str) -> Session:
         with self._lock:
             session = self._sessions.get(session_id)

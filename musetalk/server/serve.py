@@ -70,7 +70,7 @@ async def _serve(
         LineProtocol(callers, stopping.set).serve, sock=lines, limit=MAX_MESSAGE
     )
     running = asyncio.create_task(server.serve([http]))
-    housekeeping = asyncio.create_task(_keep_house(callers))
+    housekeeping = asyncio.create_task(keep_house(callers))
     seconds = time.perf_counter() - start
     host, port = http.getsockname()[:2]
     with _announced(worker, port):
@@ -103,7 +103,7 @@ def _announced(worker: Worker, port: int) -> AbstractContextManager[None]:
     return announced(worker.service.store.cache_dir, worker.announcement)
 
 
-async def _keep_house(callers: Callers) -> None:
+async def keep_house(callers: Callers) -> None:
     """Sweeps now and then, and ends what is overdue at once: neither waits for the other."""
     await asyncio.gather(
         _repeat(callers.keep_house, HOUSEKEEPING_SECONDS), _repeat(callers.end_overdue, DEADLINE_SECONDS)

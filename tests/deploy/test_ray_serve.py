@@ -1,0 +1,165 @@
+"""deploy/ray_serve.py: sessions stay with their replica, and one that dies costs nobody else anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from musetalk.config import REPOSITORY
+from musetalk.service import IntegratedMuseTalkService
+from tests.deploy.test_balancer import free_port
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs Ray (requirements-ray.txt)"
+)
+DEADLINE = 60.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def ray_serve() -> Iterator[Any]:
+    """The module, as `serve run` imports it."""
+    folder = str(REPOSITORY / "deploy")
+    sys.path.insert(0, folder)
+    import ray_serve
+
+    yield ray_serve
+    sys.path.remove(folder)
+
+
+def test_calls_are_known_by_their_session(ray_serve):
+    known = {
+        ("/v1/sessions/abc/audio", ""): "abc",
+        ("/v1/videos/video_1", ""): "video_1",
+        ("/api/end_session/abc", ""): "abc",
+        ("/api/process_segment", "abc"): "abc",
+        ("/v1/sessions", "abc"): "",
+        ("/v1/templates/t", ""): "",
+        ("/health", ""): "",
+    }
+    for (path, session), expected in known.items():
+        assert ray_serve.session_of(path, {"session_id": session}, {}) == expected
+    assert ray_serve.session_of("/v1/videos", {}, {"idempotency-key": "k"}) == "k"
+
+
+class Service:
+    """The application behind one address."""
+
+    def __init__(self, port: int) -> None:
+        self.base = f"http://127.0.0.1:{port}"
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        content = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.base + path, content, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as e:
+            return e.code, json.load(e)
+
+    def session(self) -> str:
+        status, answer = self.call("POST", "/v1/sessions", {"template_id": "t"})
+        assert status == 201, answer
+        return answer["session_id"]
+
+
+@pytest.fixture(scope="module")
+def service(ray_serve, tmp_path_factory) -> Iterator[Service]:
+    """One to three replicas of one session each."""
+    import ray
+    from ray import serve
+
+    from musetalk.tools.demo import PORTRAIT
+
+    folder = tmp_path_factory.mktemp("ray serve")
+    IntegratedMuseTalkService(folder / "cache", "cpu").preprocess_template("t", PORTRAIT)
+    code = {"env_vars": {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'deploy'}"}}
+    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
+    ray.init("local", num_cpus=5, object_store_memory=80 << 20, runtime_env=code, **quiet)
+    port = free_port()
+    folders = {f"{name}_dir": str(folder / name) for name in ("cache", "videos", "temp")}
+    options = ray_serve.Options(
+        min_replicas=1,
+        max_replicas=3,
+        target=1,
+        most=4,
+        upscale_delay=0,
+        downscale_delay=1,
+        grace=20,
+        **folders,
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(ray_serve.application(options))
+        yield Service(port)
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def replicas() -> list[str]:
+    """Names of the actors that are workers."""
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in named if "#Engine#" in actor["name"]]
+
+
+def running() -> int:
+    from ray import serve
+
+    states = serve.status().applications["default"].deployments["Engine"].replica_states
+    return {str(getattr(state, "value", state)): count for state, count in states.items()}.get("RUNNING", 0)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_replicas_come_with_sessions_die_alone_and_go(service):
+    import ray
+
+    assert service.call("GET", "/health")[0] == 200 and running() == 1
+    status, answer = service.call("POST", "/v1/sessions", {"template_id": "nobody"})
+    assert (status, answer["error_code"]) == (404, "cache_missing")
+    sessions: list[str] = []
+    answers: Counter[int] = Counter()
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            answers[service.call("GET", "/v1/templates/t")[0]] += 1
+            for name in sessions:  # who says nothing for long is taken for gone
+                service.call("POST", f"/v1/sessions/{name}/interrupt")
+
+    caller = threading.Thread(target=load)
+    caller.start()
+    for count in (1, 2, 3):
+        sessions.append(service.session())
+        wait_until(lambda count=count: running() >= count)  # one session is the target of each
+    assert {service.call("GET", f"/v1/sessions/{name}")[0] for name in sessions * 3} == {200}
+    victim = replicas()[0]
+    ray.kill(ray.get_actor(victim, namespace="serve"))
+    before = answers.total()
+    wait_until(lambda: answers.total() > before + 20 and victim not in replicas())
+    told = {name: service.call("GET", f"/v1/sessions/{name}")[0] for name in sessions}
+    left = [name for name, status in told.items() if status == 200]
+    assert set(told.values()) <= {200, 404} and left
+    stop.set()
+    caller.join()
+    assert set(answers) == {200}
+    assert {service.call("DELETE", f"/v1/sessions/{name}")[0] for name in left} == {200}
+    wait_until(lambda: running() == 1)
