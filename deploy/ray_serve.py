@@ -60,11 +60,13 @@ class Options(BaseModel):
 
     Attributes:
         min_replicas, max_replicas: workers.
+        fronts: replicas of `Front`.
         target: calls and sessions that a replica should have; more of them ask for another replica.
         most: that a replica is given at once.
         num_cpus, num_gpus: that each takes of its node.
         templates: that a replica is known to have open; calls for those go to it first.
         upscale_delay, downscale_delay: seconds that the load has to last.
+        look_back: seconds whose mean load counts.
         grace: seconds that a replica which is taken away has to finish in.
     """
 
@@ -77,6 +79,7 @@ class Options(BaseModel):
     templates: int = 16
     upscale_delay: float = 10.0
     downscale_delay: float = 300.0
+    look_back: float = 30.0
     grace: float = 600.0
     fronts: int = 1
     engine: str = EngineConfig.engine
@@ -441,6 +444,8 @@ def application(options: Options) -> Any:
         "target_ongoing_requests": options.target,
         "upscale_delay_s": options.upscale_delay,
         "downscale_delay_s": options.downscale_delay,
+        "look_back_period_s": options.look_back,
+        "metrics_interval_s": min(10.0, options.look_back / 3),
     }
     engines = Engine.options(
         autoscaling_config=scaling,

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from musetalk.batch.manifest import FAILED, Manifest, entry_of, open_manifest
 from musetalk.batch.pool import ProcessCrew, local_pool, runs_musetalk
 from musetalk.batch.report import Tally, write_report
 from musetalk.batch.schedule import Schedule, Settled
+from musetalk.batch.simulation import Plan, replay, simulate
 from musetalk.cli import Answer, Command, configure_logging, run, say, service_of, settings_parser
 from musetalk.config import Defaults
 from musetalk.device import usable_cores
@@ -36,7 +38,9 @@ RAY_DEPTH = 2  # tasks that an actor has at once, so that it needn't wait for th
 def batch_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     """The command line of `python -m musetalk.batch`."""
     parser = settings_parser("-m musetalk.batch", "Many clips, from a table 批量生成")
-    parser.add_argument("jobs", metavar="JOBS.csv|jsonl|-", help="rows: template, audio, output and settings")
+    parser.add_argument(
+        "jobs", metavar="JOBS.csv|jsonl|-", nargs="?", help="rows: template, audio, output and settings"
+    )
     group = parser.add_argument_group("batch 批量")
     group.add_argument("--processes", type=_count, help="workers (default: what fits cores and memory)")
     group.add_argument("--resume", action="store_true", help="leave out rows that are done and valid")
@@ -52,7 +56,20 @@ def batch_main(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     group.add_argument("--ray", metavar="ADDRESS", help="local, auto, ray://HOST:10001: actors do the work")
     group.add_argument("--cpus_per_actor", type=float, help="(default 1, MuseTalk without cards 2)")
     group.add_argument("--gpus_per_actor", type=float, help="part of a card (default: by its memory)")
-    return batch_command, parser.parse_args(argv)
+    plan = Plan(1)
+    group = parser.add_argument_group("simulation 模拟")
+    group.add_argument("--simulate", type=_count, metavar="N", help="what a batch would take N workers")
+    group.add_argument("--clips", type=_count, default=plan.clips, help="(default %(default)s)")
+    group.add_argument("--templates", type=_count, default=plan.templates, help="(default %(default)s)")
+    group.add_argument(
+        "--clip_seconds", type=float, default=plan.seconds, help="of speech (default %(default)s)"
+    )
+    group.add_argument("--lifetime", type=float, default=0.0, help="hours that a worker lives")
+    group.add_argument("--times", type=Path, metavar="REPORT", help="simulate the batch of this --report")
+    arguments = parser.parse_args(argv)
+    if arguments.simulate is None and arguments.jobs is None:
+        parser.error("a table of jobs is needed, or --simulate 缺少任务表")
+    return batch_command if arguments.simulate is None else simulate_command, arguments
 
 
 def _count(text: str) -> int:
@@ -80,6 +97,29 @@ def batch_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
             write_report(arguments.report, answer, [*skipped, *tally.entries])
     say(*tally.table(answer))
     return _ended(answer, tally, interrupted)
+
+
+def simulate_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
+    """Tells what a batch would take so many workers; nothing is rendered."""
+    if arguments.times is not None:
+        try:
+            report = json.loads(arguments.times.read_bytes())
+        except (OSError, ValueError) as e:
+            raise InputError(f"the report {arguments.times} can't be read: {e}", "check the path") from e
+        answer = replay(report, arguments.simulate, arguments.lifetime)
+    else:
+        plan = Plan(
+            arguments.simulate,
+            arguments.clips,
+            arguments.templates,
+            arguments.clip_seconds,
+            arguments.lifetime,
+        )
+        answer = simulate(plan)
+    hours = answer["seconds"] / 3600
+    message = f"✅ {answer['done']} clips in {hours:.2f} h of {answer['workers']} workers 模拟完成"
+    say(message)
+    return {"success": True, "message": message, **answer}, 0
 
 
 def _text_of(jobs: str) -> str:

@@ -95,6 +95,7 @@ def service(ray_serve, tmp_path_factory) -> Iterator[Service]:
         most=4,
         upscale_delay=0,
         downscale_delay=1,
+        look_back=1.5,
         grace=20,
         **folders,
     )
