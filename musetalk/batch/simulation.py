@@ -1,7 +1,7 @@
 """Stand-ins for workers: a batch in virtual time, scheduled by the code that schedules the real one.
 
-What is simulated is the waiting: starts, templates opened and made, frames, deaths. What isn't: disks and
-networks that many share, and cores that one machine's workers share; what was measured has to hold their cost.
+What is simulated is the waiting: starts, templates opened and made, frames, deaths. What is not: disks and
+networks that many share, and the cores of one machine; what was measured has to hold their cost.
 """
 
 from __future__ import annotations

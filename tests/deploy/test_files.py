@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -56,9 +57,9 @@ def test_what_the_image_copies_is_there() -> None:
 
 
 def test_the_image_installs_what_the_requirements_name() -> None:
-    (steps,) = [line for line in instructions("RUN") if "pip install" in line]
-    for name in re.findall(r"-r ([\w.-]+\.txt)", steps):
+    for name in re.findall(r"-r ([\w.-]+\.txt)", " ".join(instructions("RUN"))):
         assert (REPOSITORY / name).is_file()
+    (steps,) = [line for line in instructions("RUN") if "mediapipe" in line]
     (mediapipe,) = re.findall(r"mediapipe==\S+?(?=;)", steps)
     assert mediapipe in (REPOSITORY / "requirements-no-deps.txt").read_text()
     pattern = re.search(r"sed -n '(.*?)' (\S+)\)", steps)
@@ -136,7 +137,7 @@ def test_the_composed_worker_trusts_the_inner_network_and_has_time_to_drain() ->
     build = worker["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
     arguments_of_build = {line.partition("=")[0] for line in instructions("ARG")}
-    assert build["args"].keys() == arguments_of_build
+    assert build["args"].keys() == arguments_of_build - {"RAY"}
 
 
 def test_the_image_has_what_the_compose_file_mounts() -> None:
@@ -164,3 +165,78 @@ def test_the_example_of_the_balancer_starts_workers_where_it_looks_for_them() ->
         arguments = serve(["--serve", *line.replace("$n", number).split()])
         assert f"WORKER{number}_HTTP-127.0.0.1:{arguments.http_port}" in HAPROXY
         assert f"WORKER{number}_LINES-127.0.0.1:{arguments.port}" in HAPROXY
+
+
+RAY_SERVICE_FIELDS = {
+    *("upgradeStrategy", "rayClusterDeletionDelaySeconds", "serveConfigV2", "rayClusterConfig"),
+    *("serviceUnhealthySecondThreshold", "serveService", "excludeHeadPodFromServeSvc"),
+}
+RAY_CLUSTER_FIELDS = {
+    *("rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"),
+    *("headServiceAnnotations", "gcsFaultToleranceOptions", "suspend", "managedBy", "authOptions"),
+}
+HEAD_FIELDS = {"rayStartParams", "template", "serviceType", "headService", "enableIngress"}
+WORKER_FIELDS = {
+    *("groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams", "template"),
+    *("scaleStrategy", "suspend", "idleTimeoutSeconds"),
+}
+"""What ray.io/v1 knows, from KubeRay's documentation; its whole schema isn't at hand to check against."""
+
+
+def kuberay() -> dict[str, dict[str, Any]]:
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML (make install-full)")
+    documents = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text("utf-8"))
+    return {document["kind"]: document for document in documents}
+
+
+def test_the_ray_service_has_the_fields_that_kuberay_knows() -> None:
+    service, claim = kuberay()["RayService"], kuberay()["PersistentVolumeClaim"]
+    assert service["apiVersion"] == "ray.io/v1" and service.keys() == {
+        "apiVersion",
+        "kind",
+        "metadata",
+        "spec",
+    }
+    assert len(service["metadata"]["name"]) <= 47 and service["spec"].keys() <= RAY_SERVICE_FIELDS
+    assert service["spec"]["upgradeStrategy"] == {"type": "NewCluster"}
+    cluster = service["spec"]["rayClusterConfig"]
+    assert cluster.keys() <= RAY_CLUSTER_FIELDS and cluster["headGroupSpec"].keys() <= HEAD_FIELDS
+    (group,) = cluster["workerGroupSpecs"]
+    assert group.keys() <= WORKER_FIELDS and group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for part in (cluster["headGroupSpec"], group):
+        assert all(isinstance(value, str) for value in part["rayStartParams"].values())
+        (container,) = part["template"]["spec"]["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        (volume,) = part["template"]["spec"]["volumes"]
+        assert mounted == {volume["name"]}
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_the_ray_service_runs_the_application_of_the_version_that_is_pinned() -> None:
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML (make install-full)")
+    spec = kuberay()["RayService"]["spec"]
+    pinned = re.search(
+        r"^ray\[serve\]==(\S+)", (REPOSITORY / "requirements-ray.txt").read_text(), re.MULTILINE
+    )
+    assert pinned is not None and spec["rayClusterConfig"]["rayVersion"] == pinned[1]
+    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert (DEPLOY / f"{module}.py").is_file()
+    assert f"deploy/{module}.py" in " ".join(instructions("COPY"))
+    tree = ast.parse((DEPLOY / f"{module}.py").read_text("utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    (options,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options"]
+    known = {node.target.id for node in options.body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
+    assert application["args"].keys() <= known
+    (container,) = spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    assert application["args"]["num_cpus"] <= int(limits["cpu"])
+    assert application["args"]["num_gpus"] <= limits["nvidia.com/gpu"]
+
+
+def test_serve_takes_the_configuration() -> None:
+    schema = pytest.importorskip("ray.serve.schema", reason="needs Ray (requirements-ray.txt)")
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML (make install-full)")
+    schema.ServeDeploySchema(**yaml.safe_load(kuberay()["RayService"]["spec"]["serveConfigV2"]))
