@@ -38,8 +38,8 @@ class Times:
     start: float = 0.9
     prepare: float = 1.2
     open: float = 0.1
-    clip: float = 0.1
-    frame: float = 0.0085
+    clip: float = 0.05
+    frame: float = 0.0061
 
 
 @dataclass(frozen=True)
