@@ -379,7 +379,7 @@ class Front:
         headers = {key: value for key, value in answer.headers.items() if key.lower() not in HOP_BY_HOP}
         if "Content-Length" in answer.headers and answer.headers.get("Content-Encoding") is None:
             headers["Content-Length"] = answer.headers["Content-Length"]
-        return StreamingResponse(content(), answer.status, headers)
+        return StreamingResponse(content(), answer.status, {**headers, "X-Worker": address})
 
     async def _lost(
         self, request: Request, address: str, body: bytes | None, stream: Any, name: str

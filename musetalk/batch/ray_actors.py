@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from musetalk.batch.clips import ClipMaker, Outcome, Setup, failure, keep_to_share
@@ -32,7 +33,7 @@ from musetalk.batch.pool import CARD_BYTES
 from musetalk.batch.schedule import Task
 from musetalk.batch.transfer import is_remote, name_of
 from musetalk.device import card_memory
-from musetalk.errors import EngineError, MuseTalkError, OutputError
+from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, OutputError
 from musetalk.files import atomic_file, remove_file, remove_folder
 from musetalk.templates.store import TemplateStore, check_template_id
 
@@ -98,6 +99,7 @@ def connected(address: str, cpus: int) -> Iterator[None]:
 
     Raises:
         EngineError: Ray isn't installed, or isn't there.
+        InterruptedRun: a signal ended the block.
     """
     try:
         import ray
@@ -105,7 +107,9 @@ def connected(address: str, cpus: int) -> Iterator[None]:
         raise EngineError(
             f"--ray needs the Python package {e.name} 缺少Python包", "pip install -r requirements-ray.txt"
         ) from e
-    handlers = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name)}
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    came: list[int] = []
     options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, logging_level=logging.WARNING, **options)
@@ -114,12 +118,27 @@ def connected(address: str, cpus: int) -> Iterator[None]:
             f"no Ray answers at {address} 无法连接Ray: {str(e).partition(chr(10))[0]}",
             "start one with `ray start --head`, or use --ray local",
         ) from e
-    for name, handler in handlers.items():  # Ray takes them; ours end the batch
-        signal.signal(getattr(signal, name), handler)
+    for number, handler in handlers.items():  # Ray takes them; ours end the batch
+        signal.signal(number, _noting(handler, came))
     try:
         yield
+    except KeyboardInterrupt as e:  # Ray puts one of its own in place of what a handler raises
+        number = came[0] if came and came[0] in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM
+        raise InterruptedRun(128 + number) from e
     finally:
         ray.shutdown()
+
+
+def _noting(handler: Any, came: list[int]) -> Any:
+    """A signal's handler that notes which it was."""
+    if not callable(handler):
+        return handler
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handler(number, frame)
+
+    return handle
 
 
 def staff(musetalk: bool, device: str, asked: Asked) -> Staff:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -191,6 +194,31 @@ def test_what_is_under_way_is_dropped_without_a_trace(place, tmp_path, write_ton
     with pytest.raises(KeyboardInterrupt):
         carried_out(crew, [job], interrupt)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@RAY
+def test_a_signal_ends_the_command_cleanly_and_it_goes_on(place, tmp_path, write_tone):
+    jobs = jobs_in(tmp_path / "out", write_tone(16_000 * 20), 4)
+    table = tmp_path / "jobs.jsonl"
+    rows = [{"template": job.template_id, "audio": job.audio, "output": job.output} for job in jobs]
+    table.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    command = [sys.executable, "-m", "musetalk.batch", str(table), "--cache_dir", str(place.cache)]
+    command += ["--ray", place.cluster.address, "--processes", "1", "--resume"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    manifest = Path(f"{table}.manifest.jsonl")
+    deadline = time.monotonic() + 60
+    while not manifest.exists() or not manifest.read_bytes():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    answer = json.loads(out)
+    assert (process.returncode, answer["error_code"]) == (143, "interrupted"), errors.decode()
+    assert not list(place.cache.glob(".batch-*")) and not list(tmp_path.glob("out/.*"))
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    again = json.loads(done.stdout)
+    assert done.returncode == 0 and again["skipped"] == answer["done"] >= 1, done.stderr.decode()
+    assert again["skipped"] + again["done"] == 4
 
 
 def test_a_template_that_is_missing_cannot_travel(tmp_path):

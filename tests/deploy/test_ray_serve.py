@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs Ray (requirements-ray.txt)"
 )
 DEADLINE = 60.0  # seconds
+MOST = 4  # sessions of a replica
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +58,22 @@ class Service:
     def __init__(self, port: int) -> None:
         self.base = f"http://127.0.0.1:{port}"
 
-    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any, str]:
+        """Status, JSON and the address of the replica that answered; "" where none did."""
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.base + path, content, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
-                return answer.status, json.load(answer)
+                return answer.status, json.load(answer), answer.headers.get("X-Worker", "")
         except urllib.error.HTTPError as e:
-            return e.code, json.load(e)
+            return e.code, json.load(e), e.headers.get("X-Worker", "")
 
-    def session(self) -> str:
-        status, answer = self.call("POST", "/v1/sessions", {"template_id": "t"})
+    def session(self) -> tuple[str, str]:
+        """A new session's id and its replica's address."""
+        status, answer, address = self.call("POST", "/v1/sessions", {"template_id": "t"})
         assert status == 201, answer
-        return answer["session_id"]
+        return answer["session_id"], address
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def service(ray_serve, tmp_path_factory) -> Iterator[Service]:
         min_replicas=1,
         max_replicas=3,
         target=1,
-        most=4,
+        most=MOST,
         upscale_delay=0,
         downscale_delay=1,
         look_back=1.5,
@@ -134,33 +137,44 @@ def test_replicas_come_with_sessions_die_alone_and_go(service):
     import ray
 
     assert service.call("GET", "/health")[0] == 200 and running() == 1
-    status, answer = service.call("POST", "/v1/sessions", {"template_id": "nobody"})
+    status, answer, _ = service.call("POST", "/v1/sessions", {"template_id": "nobody"})
     assert (status, answer["error_code"]) == (404, "cache_missing")
-    sessions: list[str] = []
+    places: dict[str, str] = {}
     answers: Counter[int] = Counter()
     stop = threading.Event()
 
     def load() -> None:
         while not stop.is_set():
             answers[service.call("GET", "/v1/templates/t")[0]] += 1
-            for name in sessions:  # who says nothing for long is taken for gone
+            for name in list(places):  # who says nothing for long is taken for gone
                 service.call("POST", f"/v1/sessions/{name}/interrupt")
 
     caller = threading.Thread(target=load)
     caller.start()
-    for count in (1, 2, 3):
-        sessions.append(service.session())
-        wait_until(lambda count=count: running() >= count)  # one session is the target of each
-    assert {service.call("GET", f"/v1/sessions/{name}")[0] for name in sessions * 3} == {200}
-    victim = replicas()[0]
-    ray.kill(ray.get_actor(victim, namespace="serve"))
-    before = answers.total()
-    wait_until(lambda: answers.total() > before + 20 and victim not in replicas())
-    told = {name: service.call("GET", f"/v1/sessions/{name}")[0] for name in sessions}
-    left = [name for name, status in told.items() if status == 200]
-    assert set(told.values()) <= {200, 404} and left
-    stop.set()
-    caller.join()
+    try:
+        while len(places) <= MOST:  # more than one replica takes
+            places.update([service.session()])
+        assert len(set(places.values())) > 1
+        wait_until(lambda: running() == 3)  # one session is the target of each
+        for name, address in [*places.items()] * 2:
+            assert service.call("GET", f"/v1/sessions/{name}")[::2] == (200, address)
+        left = dict(places)
+        while left == places:
+            victim = replicas()[0]
+            ray.kill(ray.get_actor(victim, namespace="serve"))
+            before = answers.total()
+            wait_until(
+                lambda victim=victim, before=before: (
+                    answers.total() > before + 10 and victim not in replicas()
+                )
+            )
+            told = {name: service.call("GET", f"/v1/sessions/{name}")[0] for name in places}
+            left = {name: address for name, address in places.items() if told[name] == 200}
+        assert set(told.values()) == {200, 404}
+        assert not {places[name] for name in told if told[name] == 404} & set(left.values())
+    finally:
+        stop.set()
+        caller.join()
     assert set(answers) == {200}
     assert {service.call("DELETE", f"/v1/sessions/{name}")[0] for name in left} == {200}
     wait_until(lambda: running() == 1)
