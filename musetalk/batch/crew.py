@@ -10,7 +10,7 @@ from musetalk.batch.clips import Outcome, failure
 from musetalk.batch.schedule import Schedule, Settled, Task
 from musetalk.errors import EngineError, MuseTalkError
 
-DEATHS_IN_A_ROW = 5  # without anything done between them, after which it isn't the rows' fault
+DEATHS_IN_A_ROW = 5  # and twice as many as there are workers: a node takes several along
 
 
 class WorkerLostError(MuseTalkError, RuntimeError):
@@ -90,7 +90,8 @@ def carry_out(
     Raises:
         EngineError: workers die one after the other without anything done.
     """
-    deaths: list[str] = []  # their words
+    deaths: list[str] = []  # words of those since anything was done
+    most = 0  # workers at once
     hungry: dict[str, None] = {}  # in the order in which they came
     while not schedule.finished:
         for event in crew.wait():
@@ -106,7 +107,8 @@ def carry_out(
                 settled = []
             for row in settled:
                 settle(row)
-            if len(deaths) >= DEATHS_IN_A_ROW and not schedule.finished:
+            most = max(most, len(crew.workers))
+            if len(deaths) > DEATHS_IN_A_ROW + 2 * most and not schedule.finished:
                 raise EngineError(
                     f"workers die one after the other: {deaths[-1]}",
                     "look at the lines above; fewer --processes need less memory",
