@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from musetalk.batch.__main__ import batch_main
+from musetalk.cli import execute
 from musetalk.config import REPOSITORY
 from musetalk.files import file_sha256
 from musetalk.media.video import read_video
@@ -147,21 +149,20 @@ def test_rows_reach_other_file_systems(batch, tmp_path):
     assert file_sha256(far / "o.mp4") == file_sha256(serial(batch, "serial.mp4"))
 
 
-@pytest.mark.parametrize(
-    ("text", "code", "error_code"),
-    [("template,audio,output,fsp\nt,a,o,25", 3, "bad_input"), ("", 3, "bad_input")],
-)
-def test_a_table_that_cannot_be_meant_starts_nothing(batch, text, code, error_code):
-    (batch.folder / "jobs.csv").write_text(text, "utf-8")
-    found, answer, errors = batch.run("jobs.csv")
-    assert (found, answer["error_code"]) == (code, error_code) and answer["hint"] in errors
-    assert not (batch.folder / "jobs.csv.manifest.jsonl").exists()
+@pytest.mark.parametrize("text", ["template,audio,output,fsp\nt,a,o,25", "", "template,audio,output\n"])
+def test_a_table_that_cannot_be_meant_starts_nothing(tmp_path, text):
+    table = tmp_path / "jobs.csv"
+    table.write_text(text, "utf-8")
+    answer, code = execute(batch_main, [str(table)])
+    assert (code, answer["error_code"]) == (3, "bad_input") and answer["hint"]
+    assert list(tmp_path.iterdir()) == [table]
 
 
-def test_usage_is_explained(batch):
-    code, answer, _ = batch.run("jobs.csv", "--processes", "none")
+def test_usage_is_explained(tmp_path):
+    answer, code = execute(batch_main, ["jobs.csv", "--processes", "none"])
     assert (code, answer["error_code"]) == (2, "usage")
-    assert batch.run("nothing.csv")[:1] == (3,)
+    answer, code = execute(batch_main, [str(tmp_path / "nothing.csv")])
+    assert code == 3 and "nothing.csv" in answer["message"]
 
 
 def children(pid: int) -> list[int]:
@@ -192,9 +193,9 @@ def wait_for_end(pids: list[int]) -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_ended_batch_leaves_no_process_and_no_half_file_and_goes_on(batch, number):
-    batch.table([{"output": f"out/{i}.mp4"} for i in range(12)])
+    batch.table([{"output": f"out/{i}.mp4"} for i in range(8)])
     process = batch.start("jobs.csv", "--processes", "2")
-    batch.wait_for_entries(2)
+    batch.wait_for_entries(1)
     below = children(process.pid)
     assert len(below) >= 2
     process.send_signal(number)
@@ -208,8 +209,8 @@ def test_an_ended_batch_leaves_no_process_and_no_half_file_and_goes_on(batch, nu
         assert answer["error_code"] == "interrupted" and "--resume" in answer["hint"]
     assert all(path.suffix == ".mp4" and path.name[0] != "." for path in (batch.folder / "out").iterdir())
     done = len(batch.entries())
-    assert 2 <= done < 12
+    assert 1 <= done < 8
     code, answer, errors = batch.run("jobs.csv", "--processes", "2", "--resume")
-    assert code == 0 and (answer["skipped"], answer["done"]) == (done, 12 - done), errors
-    assert Counter(entry["row"] for entry in batch.entries()) == Counter(range(1, 13))
-    assert len({file_sha256(batch.folder / f"out/{i}.mp4") for i in range(12)}) == 1
+    assert code == 0 and (answer["skipped"], answer["done"]) == (done, 8 - done), errors
+    assert Counter(entry["row"] for entry in batch.entries()) == Counter(range(1, 9))
+    assert len({file_sha256(batch.folder / f"out/{i}.mp4") for i in range(8)}) == 1

@@ -99,7 +99,7 @@ def service(ray_serve, tmp_path_factory) -> Iterator[Service]:
         upscale_delay=0,
         downscale_delay=1,
         look_back=1.5,
-        grace=20,
+        grace=120,
         **folders,
     )
     try:
