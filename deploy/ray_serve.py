@@ -148,14 +148,12 @@ class Engine:
 
     async def holds(self, name: str) -> str:
         """The worker's address where it has that session or runs that job; "" where not."""
-        paths = (f"/v1/sessions/{name}",)
-        running = self._callers.jobs.running(name) is not None
-        known = running or self._callers.sessions.holds(name) or await self._answers(paths[0])
-        return self.address if known else ""
+        known = self._callers.jobs.running(name) is not None or self._callers.sessions.holds(name)
+        return self.address if known or await self._has_live(name) else ""
 
-    async def _answers(self, path: str) -> bool:
+    async def _has_live(self, name: str) -> bool:
         token = {"Authorization": f"Bearer {self.worker.server.token}"}
-        url = f"http://{self.address}{path}"
+        url = f"http://{self.address}/v1/sessions/{name}"
         async with aiohttp.ClientSession(headers=token) as client, client.get(url) as answer:
             return answer.status == 200
 
@@ -286,18 +284,18 @@ class Front:
     @front.api_route("/{path:path}", methods=METHODS)
     async def call(self, request: Request) -> Response:
         """One HTTP call."""
-        path, body, told = request.url.path, None, {}
+        path, body, said = request.url.path, None, {}
         if request.method == "POST" and path in IN_BODY:
             body = await request.body()
-            told = _json_object(body)
-        name = session_of(path, told, request.headers)
+            said = _json_object(body)
+        name = session_of(path, said, request.headers)
         address = await self._place_of(name) if name else ""
         if address:
             if (lease := self._leases.get(name)) is not None:
                 lease.used = time.monotonic()
-            return await self._passed(request, address, body, None)
+            return await self._passed(request, address, body, None, name)
         try:
-            stream, address = await self._lease(str(told.get("template_id") or ""))
+            stream, address = await self._lease(str(said.get("template_id") or ""))
         except NO_ROOM:
             return busy()
         return await self._passed(request, address, body, stream, name)
@@ -333,8 +331,8 @@ class Front:
         if name in self._places:
             return self._places[name]
         broadcast = self._engines.broadcast("holds", name)
-        for found in await broadcast.results_async():
-            if found:
+        for found in await broadcast.results_async(return_exceptions=True):
+            if isinstance(found, str) and found:  # the others haven't it, or have just died
                 self._remember(name, found)
                 return found
         return ""
@@ -354,8 +352,12 @@ class Front:
             answer = await self._http().request(
                 request.method, url, data=data, headers=_forwarded(request.headers), allow_redirects=False
             )
-        except aiohttp.ClientError:
-            return await self._lost(request, address, body, stream, name)
+        except aiohttp.ClientError as e:
+            if isinstance(e, aiohttp.ClientConnectorError):
+                self._forget(address)
+            if stream is not None:
+                stream.cancel()
+            return await self._elsewhere(request, body, name)
         session = _begun(request, answer, name)
         if session:
             self._remember(session, address)
@@ -381,21 +383,21 @@ class Front:
             headers["Content-Length"] = answer.headers["Content-Length"]
         return StreamingResponse(content(), answer.status, {**headers, "X-Worker": address})
 
-    async def _lost(
-        self, request: Request, address: str, body: bytes | None, stream: Any, name: str
-    ) -> Response:
-        """After a replica died: another one is asked what does no harm twice; its sessions are over."""
-        gone = [known for known, at in self._places.items() if at == address]
-        for known in gone:
-            del self._places[known]
-            self._release(known)
-        if stream is None:
+    def _forget(self, address: str) -> None:
+        """Nothing is left of a replica that died."""
+        for name in [known for known, at in self._places.items() if at == address]:
+            del self._places[name]
+            self._release(name)
+
+    async def _elsewhere(self, request: Request, body: bytes | None, name: str) -> Response:
+        """After a replica was lost: another one is asked what it can answer and what does no harm twice."""
+        path = request.url.path
+        if path.startswith(("/v1/sessions/", "/api/end_session/")) or path == "/api/process_segment":
             return told(404, "the session's worker is gone, start it again 会话所在服务已退出，请重新开始")
-        stream.cancel()
         if request.method in TWICE_IS_HARMLESS or body is not None:
             with contextlib.suppress(*NO_ROOM):
-                again, elsewhere = await self._lease("")
-                return await self._passed(request, elsewhere, body, again, name)
+                stream, address = await self._lease("")
+                return await self._passed(request, address, body, stream, name)
         return busy()
 
     def _release(self, name: str) -> None:

@@ -19,7 +19,7 @@ from musetalk.batch import ray_actors
 from musetalk.batch.clips import Setup
 from musetalk.batch.crew import Crew, carry_out
 from musetalk.batch.jobs import Job, Rendering, Settings, make_jobs, read_rows
-from musetalk.batch.manifest import FAILED, Manifest, entry_of, open_manifest
+from musetalk.batch.manifest import FAILED, Manifest, entry_of, open_manifest, read_entries
 from musetalk.batch.pool import ProcessCrew, local_pool, runs_musetalk
 from musetalk.batch.report import Tally, write_report
 from musetalk.batch.schedule import Schedule, Settled
@@ -85,16 +85,17 @@ def batch_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
     jobs, refused = make_jobs(rows, _defaults(service, arguments))
     path = arguments.manifest or _manifest_path(arguments.jobs)
     with open_manifest(path.absolute(), resume=arguments.resume) as manifest:
-        kept = {job.key: manifest.done(job) for job in jobs}
-        skipped = [entry for entry in kept.values() if entry is not None]
-        left = [job for job in jobs if kept[job.key] is None]
-        tally = Tally(len(rows), skipped)
+        left = [job for job in jobs if manifest.done(job) is None]
+        tally = Tally(len(rows), len(jobs) - len(left))
         for row in refused:
             _note(manifest, tally, _refusal(row.row, row.cells, row.error))
         workers, interrupted = _work_off(left, arguments, service, manifest, tally)
         answer = {**tally.answer(workers), "manifest": str(manifest.path)}
         if arguments.report:
-            write_report(arguments.report, answer, [*skipped, *tally.entries])
+            rows_of_keys = {job.key: job.row for job in jobs} | {
+                _refused(row.row): row.row for row in refused
+            }
+            write_report(arguments.report, answer, read_entries(path, rows_of_keys))
     say(*tally.table(answer))
     return _ended(answer, tally, interrupted)
 
@@ -145,8 +146,13 @@ def _defaults(service: IntegratedMuseTalkService, arguments: argparse.Namespace)
     return Settings(service.config, service.settings, encoding, rendering)
 
 
+def _refused(row: int) -> str:
+    """The key of a row that can't become a job."""
+    return f"refused-{row}"
+
+
 def _refusal(row: int, cells: Mapping[str, Any], error: Any) -> dict[str, Any]:
-    told = {"state": FAILED, "row": row, "key": "", "template_id": cells.get("template")}
+    told = {"state": FAILED, "row": row, "key": _refused(row), "template_id": cells.get("template")}
     words = {name: getattr(error, name) for name in ("error_code", "exit_code", "message", "hint")}
     return {**told, "audio": cells.get("audio"), "output": cells.get("output"), "attempts": 0, **words}
 

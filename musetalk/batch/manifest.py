@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,16 @@ def open_manifest(path: Path, *, resume: bool) -> Iterator[Manifest]:
             os.close(descriptor)
     finally:
         lock.release()
+
+
+def read_entries(path: Path, rows: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The last line of each row of a table.
+
+    Args:
+        rows: their numbers by key; a line may be of a time when its row had another.
+    """
+    entries, _ = _read(path)
+    return [{**entries[key], "row": row} for key, row in rows.items() if key in entries]
 
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Any]], bool]:

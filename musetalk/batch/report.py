@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk.batch.crew import Done, Event, Lost, Ready
-from musetalk.batch.manifest import DONE, FAILED
+from musetalk.batch.manifest import FAILED
 from musetalk.files import atomic_file
 
 TOLD_FAILURES = 20  # in the table and in the answer on stdout; the report has them all
@@ -23,16 +23,18 @@ class Tally:
 
     Args:
         rows: of the whole table.
-        skipped: the lines of those that were done before.
+        skipped: of them, that were done before.
         bar: whether a person watches; None for where stderr is a terminal.
     """
 
-    def __init__(self, rows: int, skipped: Sequence[Mapping[str, Any]], *, bar: bool | None = None) -> None:
+    def __init__(self, rows: int, skipped: int, *, bar: bool | None = None) -> None:
         from tqdm import tqdm
 
         self.rows = rows
-        self.skipped = list(skipped)
-        self.entries: list[Mapping[str, Any]] = []
+        self.skipped = skipped
+        self.done = self.retried = 0
+        self.failures: list[Mapping[str, Any]] = []
+        self.measured = Measured()
         self.starts: list[float] = []
         self.prepared: list[float] = []
         self.lost = 0
@@ -40,7 +42,7 @@ class Tally:
         self._frames = 0
         self._bar = tqdm(
             total=rows,
-            initial=len(skipped),
+            initial=skipped,
             desc="clips 视频",
             unit="clip",
             disable=None if bar is None else not bar,
@@ -59,8 +61,14 @@ class Tally:
 
     def count(self, entry: Mapping[str, Any]) -> None:
         """Counts a row that is through."""
-        self.entries.append(entry)
-        self._frames += entry.get("frames", 0)
+        self.retried += entry["attempts"] > 1
+        if entry["state"] == FAILED:
+            self.failures.append(entry)
+            self.failures.sort(key=lambda failed: failed["row"])
+        else:
+            self.done += 1
+            self._frames += entry["frames"]
+            self.measured.count(entry)
         seconds = time.perf_counter() - self.started
         self._bar.set_postfix_str(f"{self._frames / seconds:.0f} frames/s", refresh=False)
         self._bar.update()
@@ -69,29 +77,22 @@ class Tally:
         """Ends the bar."""
         self._bar.close()
 
-    @property
-    def failures(self) -> list[Mapping[str, Any]]:
-        """The rows that have no clip, in the table's order."""
-        return sorted((e for e in self.entries if e["state"] == FAILED), key=lambda e: e["row"])
-
     def answer(self, workers: int) -> dict[str, Any]:
         """The batch in figures."""
         seconds = time.perf_counter() - self.started
-        made = [entry for entry in self.entries if entry["state"] == DONE]
-        frames = sum(entry["frames"] for entry in made)
         return {
             "rows": self.rows,
-            "done": len(made),
-            "skipped": len(self.skipped),
+            "done": self.done,
+            "skipped": self.skipped,
             "failed": len(self.failures),
             "workers": workers,
             "workers_lost": self.lost,
-            "retried": sum(entry.get("attempts", 1) > 1 for entry in self.entries),
-            "frames": frames,
+            "retried": self.retried,
+            "frames": self._frames,
             "seconds": round(seconds, 3),
-            "clips_per_second": round(len(made) / seconds, 3),
-            "frames_per_second": round(frames / seconds, 1),
-            "times": measured_times(made, self.starts, self.prepared),
+            "clips_per_second": round(self.done / seconds, 3),
+            "frames_per_second": round(self._frames / seconds, 1),
+            "times": self.measured.times(self.starts, self.prepared),
             "failures": [_failure(entry) for entry in self.failures[:TOLD_FAILURES]],
         }
 
@@ -114,25 +115,30 @@ def _failure(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: entry.get(name) for name in shown}
 
 
-def measured_times(
-    made: Sequence[Mapping[str, Any]], starts: Sequence[float], prepared: Sequence[float]
-) -> dict[str, float]:
-    """What things took, in seconds, for `--simulate`.
+class Measured:
+    """What things took, a few numbers a clip."""
 
-    Returns:
-        start: of a worker; prepare: of a template; open: of a template and its engine, the first time on a
-        worker; clip: of a clip beside its frames; frame: of each frame.
-    """
-    first: dict[tuple[str, str], float] = {}
-    points: list[tuple[int, float]] = []
-    for entry in made:
+    def __init__(self) -> None:
+        self._opened: dict[tuple[str, str], float] = {}
+        self._points: list[tuple[int, float]] = []
+
+    def count(self, entry: Mapping[str, Any]) -> None:
+        """Counts a clip that was made."""
         load = float(entry["stages"].get("load", 0.0))
-        first.setdefault((entry["worker"], entry["template_id"]), load)
-        points.append((entry["frames"], entry["seconds"] - load))
-    clip, frame = _line(points)
-    means = {"start": starts, "prepare": prepared, "open": list(first.values())}
-    told = {name: statistics.fmean(values) if values else 0.0 for name, values in means.items()}
-    return {name: round(value, 5) for name, value in {**told, "clip": clip, "frame": frame}.items()}
+        self._opened.setdefault((entry["worker"], entry["template_id"]), load)
+        self._points.append((entry["frames"], entry["seconds"] - load))
+
+    def times(self, starts: Sequence[float], prepared: Sequence[float]) -> dict[str, float]:
+        """In seconds, for `--simulate`.
+
+        Returns:
+            start: of a worker; prepare: of a template; open: of a template and its engine, first on a
+            worker; clip: of a clip beside its frames; frame: of each frame.
+        """
+        clip, frame = _line(self._points)
+        means = {"start": starts, "prepare": prepared, "open": list(self._opened.values())}
+        told = {name: statistics.fmean(values) if values else 0.0 for name, values in means.items()}
+        return {name: round(value, 5) for name, value in {**told, "clip": clip, "frame": frame}.items()}
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
 
 from musetalk.config import REPOSITORY
 from musetalk.service import IntegratedMuseTalkService
@@ -146,11 +147,15 @@ def test_replicas_come_with_sessions_die_alone_and_go(service):
     def load() -> None:
         while not stop.is_set():
             answers[service.call("GET", "/v1/templates/t")[0]] += 1
-            for name in list(places):  # who says nothing for long is taken for gone
+
+    def keep_alive() -> None:
+        while not stop.wait(1.0):  # who says nothing for long is taken for gone
+            for name in list(places):
                 service.call("POST", f"/v1/sessions/{name}/interrupt")
 
-    caller = threading.Thread(target=load)
-    caller.start()
+    callers = [threading.Thread(target=work) for work in (load, load, keep_alive)]
+    for caller in callers:
+        caller.start()
     try:
         while len(places) <= MOST:  # more than one replica takes
             places.update([service.session()])
@@ -158,6 +163,8 @@ def test_replicas_come_with_sessions_die_alone_and_go(service):
         wait_until(lambda: running() == 3)  # one session is the target of each
         for name, address in [*places.items()] * 2:
             assert service.call("GET", f"/v1/sessions/{name}")[::2] == (200, address)
+        with connect(f"{service.base.replace('http', 'ws')}/v1/sessions/{name}/video") as viewer:
+            assert isinstance(viewer.recv(DEADLINE), str) and b"moov" in viewer.recv(DEADLINE)
         left = dict(places)
         while left == places:
             victim = replicas()[0]
@@ -174,7 +181,8 @@ def test_replicas_come_with_sessions_die_alone_and_go(service):
         assert not {places[name] for name in told if told[name] == 404} & set(left.values())
     finally:
         stop.set()
-        caller.join()
+        for caller in callers:
+            caller.join()
     assert set(answers) == {200}
     assert {service.call("DELETE", f"/v1/sessions/{name}")[0] for name in left} == {200}
     wait_until(lambda: running() == 1)
