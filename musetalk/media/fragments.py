@@ -67,7 +67,8 @@ class FragmentWriter:
         encoding: encoder, speed and quality.
         finished: where the same pictures and sound are also written as an ordinary mp4, whole only once
             `finish` has returned; its folder exists.
-        fragment_seconds: the shortest fragment but for the last.
+        fragment_seconds: the shortest fragment but for the last. Less than a frame's time makes a fragment of
+            each picture, which leaves once the next one is in; it costs two bytes in a hundred.
         key_seconds: between two key frames.
 
     Raises:
@@ -92,8 +93,9 @@ class FragmentWriter:
         if isinstance(sound, Path):
             ffmpeg.check_input_file(sound, "audio")
         options = _encoding(picture, encoding, key_seconds)
-        target = _target(picture.fps, fragment_seconds, finished)
-        self._child = ffmpeg.Child(_arguments(picture, sound, options, target), stdin=True, stdout=True)
+        muxing = _muxing(picture.fps, fragment_seconds)
+        arguments = _arguments(picture, sound, options, muxing, finished)
+        self._child = ffmpeg.Child(arguments, stdin=True, stdout=True)
         if isinstance(sound, int):
             start = avi.header(picture.width, picture.height, picture.fps, sound)
             self._send(memoryview(start))
@@ -220,7 +222,13 @@ def _encoding(picture: Picture, encoding: EncodingConfig, key_seconds: float) ->
     return options | {"g": max(1, round(picture.fps * Fraction(key_seconds))), "bf": 0}
 
 
-def _arguments(picture: Picture, sound: Path | int | None, options: dict[str, Any], target: str) -> list[str]:
+def _arguments(
+    picture: Picture,
+    sound: Path | int | None,
+    options: dict[str, Any],
+    muxing: dict[str, Any],
+    finished: Path | None,
+) -> list[str]:
     import ffmpeg as builder
 
     source = _source(picture, counted=isinstance(sound, int))
@@ -231,7 +239,11 @@ def _arguments(picture: Picture, sound: Path | int | None, options: dict[str, An
         numbered = heard.filter("asetpts", "N/SR/TB")
         streams.append(numbered.filter("aformat", channel_layouts="mono|stereo", sample_rates=SOUND_RATE))
         options = options | {"acodec": "aac", "aac_coder": "fast"}
-    output = builder.output(*streams, target, format="tee", **options)
+    if finished is None:  # tee would keep each packet back until the next one
+        output = builder.output(*streams, "pipe:1", format="mp4", **muxing, **options)
+    else:
+        target = _two_targets(muxing, finished)
+        output = builder.output(*streams, target, format="tee", **options)
     return list(builder.get_args(builder.overwrite_output(output)))
 
 
@@ -250,13 +262,19 @@ def _source(picture: Picture, *, counted: bool) -> Any:
     )
 
 
-def _target(fps: Fraction, fragment_seconds: float, finished: Path | None) -> str:
-    """What ffmpeg's tee writes: fragments into stdout and, where it is wanted, an ordinary file."""
-    scale = f"video_track_timescale={timescale(fps)}"
-    flags = "movflags=+frag_keyframe+empty_moov+default_base_moof"
-    duration = f"frag_duration={round(fragment_seconds * 1_000_000)}"
-    target = f"[f=mp4:{flags}:{duration}:flush_packets=1:{scale}]pipe\\:1"
-    if finished is not None:
-        name = "".join(f"\\{c}" if c in TEE_SYNTAX else c for c in ffmpeg.file_url(finished))
-        target += f"|[f=mp4:movflags=+faststart:{scale}]{name}"
-    return target
+def _muxing(fps: Fraction, fragment_seconds: float) -> dict[str, Any]:
+    """ffmpeg's options for fragments that leave as soon as they are whole."""
+    return {
+        "movflags": "+frag_keyframe+empty_moov+default_base_moof",
+        "frag_duration": round(fragment_seconds * 1_000_000),
+        "flush_packets": 1,
+        "video_track_timescale": timescale(fps),
+    }
+
+
+def _two_targets(muxing: dict[str, Any], finished: Path) -> str:
+    """What ffmpeg's tee writes: fragments into stdout, and an ordinary file."""
+    options = ":".join(f"{name}={value}" for name, value in muxing.items())
+    scale = f"video_track_timescale={muxing['video_track_timescale']}"
+    name = "".join(f"\\{c}" if c in TEE_SYNTAX else c for c in ffmpeg.file_url(finished))
+    return f"[f=mp4:{options}]pipe\\:1|[f=mp4:movflags=+faststart:{scale}]{name}"

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 LIVE_ENCODING = EncodingConfig(preset="ultrafast", crf=21)
 LIVE_KEY_SECONDS = 0.5  # between key frames: what a viewer who joins is given at once, at most
-LIVE_FRAGMENT_SECONDS = 0.08
-FALLEN_BEHIND = 24  # fragments that may wait for a viewer: some two seconds
+LIVE_FRAGMENT_SECONDS = 0.01  # less than a frame: each picture leaves alone
+FALLEN_BEHIND = 96  # fragments that may wait for a viewer: some two seconds of pictures and of sound
 
 
 def live_writer(picture: Picture) -> FragmentWriter:

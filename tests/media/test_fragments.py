@@ -45,6 +45,17 @@ def written(writer: FragmentWriter, n_frames: int, samples: np.ndarray | None = 
     return taken
 
 
+def pictures_in(content: bytes) -> int:
+    """Samples of the picture's track in a fragment: ISO 14496-12, the trun box behind its tfhd."""
+    count, at = 0, content.find(b"tfhd")
+    while at >= 0:
+        run = content.find(b"trun", at)
+        if int.from_bytes(content[at + 8 : at + 12], "big") == 1:
+            count += int.from_bytes(content[run + 8 : run + 12], "big")
+        at = content.find(b"tfhd", run)
+    return count
+
+
 def saved(path: Path, fragments: list[Fragment]) -> Path:
     path.write_bytes(b"".join(fragment.content for fragment in fragments))
     return path
@@ -127,6 +138,39 @@ def test_frames_leave_before_the_stream_ends():
         assert first.wait(10), "the encoder keeps frames back"
         writer.finish()
         reader.join()
+
+
+def test_a_picture_leaves_as_soon_as_the_next_is_there():
+    left, seen = threading.Condition(), []
+
+    def watch() -> None:
+        for fragment in writer.fragments():
+            with left:
+                seen.append(pictures_in(fragment.content))
+                left.notify_all()
+
+    with FragmentWriter(PICTURE, RATE, FAST, fragment_seconds=0.01) as writer:
+        reader = threading.Thread(target=watch)
+        reader.start()
+        for number in range(12):
+            writer.write_sound(tone(640))
+            writer.write(frame(number))
+        with left:
+            assert left.wait_for(lambda: sum(seen) >= 11, 10), "more than the last picture is kept back"
+        writer.finish()
+        reader.join()
+    assert sum(seen) == 12 and max(seen) == 1
+
+
+def test_the_smallest_fragments_play_as_one_stream(tmp_path):
+    with FragmentWriter(PICTURE, RATE, FAST, fragment_seconds=0.01) as writer:
+        fragments = written(writer, 60, tone(60 * 640))
+    path = saved(tmp_path / "stream.mp4", fragments)
+    assert np.allclose(greys(path), expected_greys(0, 60), atol=2)
+    assert abs(sound_seconds(path) - 60 / 25) < 0.05
+    keys = [i for i, fragment in enumerate(fragments) if fragment.key and i]
+    later = saved(tmp_path / "later.mp4", [fragments[0], *fragments[keys[1] :]])
+    assert len(keys) == 3 and np.allclose(greys(later), expected_greys(25, 60), atol=2)
 
 
 def test_the_finished_file_is_an_ordinary_one_whatever_its_name(tmp_path, write_tone):

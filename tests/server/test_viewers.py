@@ -67,9 +67,9 @@ def test_several_viewers_encode_once_and_who_joins_begins_at_a_key_frame(tmp_pat
     viewers, stop = live.viewers, threading.Event()
     first = Watching(viewers)
     thread = fed_in_background(viewers, live, stop)
-    first.wait_for(30)
+    first.wait_for(60)
     second = Watching(viewers)
-    second.wait_for(10)
+    second.wait_for(40)
     stop.set()
     thread.join()
     assert viewers.encoders_started == 1 and len(viewers) == 2
@@ -82,6 +82,23 @@ def test_several_viewers_encode_once_and_who_joins_begins_at_a_key_frame(tmp_pat
         assert len(frames) > 10 and abs(float(frames[0].mean()) - 128) < 40
 
 
+def test_who_joins_is_given_the_newest_fragment_that_others_have():
+    live = session()
+    viewers, stop = live.viewers, threading.Event()
+    first = Watching(viewers)
+    thread = fed_in_background(viewers, live, stop)
+    first.wait_for(60)
+    stop.set()
+    thread.join()
+    viewers._writer.finish()  # all that went in has left
+    reader = next(thread for thread in threading.enumerate() if thread.name == "viewers")
+    reader.join()
+    taken = viewers.join(lambda: None).take()
+    assert taken[0] == first.content[: len(taken[0])] and taken[0][4:8] == b"ftyp"
+    assert first.content.endswith(b"".join(taken[1:])) and 1 < len(taken) < first.fragments
+    viewers.close()
+
+
 def test_the_stream_carries_what_was_said(tmp_path):
     from musetalk.media.audio import read_waveform
 
@@ -89,7 +106,7 @@ def test_the_stream_carries_what_was_said(tmp_path):
     viewers, stop = live.viewers, threading.Event()
     watching = Watching(viewers)
     thread = fed_in_background(viewers, live, stop)
-    watching.wait_for(40)
+    watching.wait_for(120)
     stop.set()
     thread.join()
     viewers.close()
@@ -123,23 +140,27 @@ def test_after_the_last_has_left_another_may_come():
     assert viewers.encoders_started == 2 and watching.content[4:8] == b"ftyp"
 
 
+def offered(viewer: Viewer, fragments: int) -> None:
+    """Numbers as fragments, every sixth a place to begin."""
+    for number in range(fragments):
+        viewer.offer(Fragment(b"%d" % number, number % 6 == 0))
+
+
 def test_a_slow_viewer_is_skipped_forward_to_a_key_frame():
-    viewer = Viewer(lambda: None)
+    viewer, last = Viewer(lambda: None), FALLEN_BEHIND * 7 // 2
     viewer.offer(Fragment(b"header", True))
     assert viewer.take() == [b"header"]
-    for number in range(100):
-        viewer.offer(Fragment(b"%d" % number, number % 6 == 0))
+    offered(viewer, last)
     taken = [int(content) for content in viewer.take()]
     assert viewer.skipped and len(taken) <= FALLEN_BEHIND
-    assert taken[0] % 6 == 0 and taken == list(range(taken[0], 100))
+    assert taken[0] % 6 == 0 and taken == list(range(taken[0], last))
 
 
 def test_who_never_took_the_header_still_gets_it():
     viewer = Viewer(lambda: None)
     viewer.offer(Fragment(b"header", True))
-    for number in range(100):
-        viewer.offer(Fragment(b"%d" % number, number % 6 == 0))
-    assert viewer.take()[0] == b"header"
+    offered(viewer, FALLEN_BEHIND * 7 // 2)
+    assert viewer.take()[0] == b"header" and viewer.skipped
 
 
 def test_an_encoder_that_dies_ends_its_viewers_and_not_the_session():
