@@ -219,11 +219,14 @@ class _Rendering:
         return free
 
     def _prompts(self, listener: Listener, speech: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        from musetalk.engines.base import hear_all
+        blocks = self._articulated(self._heard(listener, speech))
+        return blocks if self.request.live else batched(blocks, self.request.batch_size)
 
-        blocks = self._articulated(hear_all(listener, speech))
-        wanted = blocks if self.request.live else batched(blocks, self.request.batch_size)
-        return self.clock.timed("features", wanted)
+    def _heard(self, listener: Listener, speech: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """What the listener makes of the speech; waiting for more of it is no work."""
+        for block in speech:
+            yield from self.clock.timed("features", listener.hear(block))
+        yield from self.clock.timed("features", listener.flush())
 
     def _articulated(self, prompts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         from musetalk.engines.base import Articulator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import threading
 from fractions import Fraction
@@ -11,6 +12,7 @@ import pytest
 
 from musetalk.benchmark.scene import FrameCounter
 from musetalk.compositor import FrameCompositor
+from musetalk.pipeline import StageClock
 from musetalk.rendering import OpenedTemplate, Position, Request, batched, render
 from tests.conftest import make_template
 
@@ -80,6 +82,33 @@ def test_info_says_what_it_is_and_how_far_it_has_come():
     assert info.position.frames == 2
     assert len(list(frames)) == 23 and info.position.frames == 25
     assert set(info.clock.seconds) == {"features", "generate", "composite"}
+
+
+class WatchedClock(StageClock):
+    """Knows which stages work at the moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.working: set[str] = set()
+
+    @contextlib.contextmanager
+    def stage(self, name):
+        self.working.add(name)
+        with super().stage(name):
+            yield
+        self.working.discard(name)
+
+
+def test_waiting_for_more_speech_counts_for_no_stage():
+    clock, working = WatchedClock(), []
+
+    def waited_for():
+        for block in speech(16_000):
+            working.append("features" in clock.working)
+            yield block
+
+    assert len(list(render(opened(), waited_for(), Request(FPS, 4), clock)[0])) == 25
+    assert len(working) > 1 and not any(working) and clock.seconds["features"] > 0
 
 
 def test_after_cancel_no_more_frames_come_and_all_threads_end():

@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +24,7 @@ from musetalk.config import Defaults, parse_articulation, parse_fps
 from musetalk.errors import InputError, MuseTalkError
 from musetalk.media.audio import SAMPLE_RATE, read_waveform
 from musetalk.media.fragments import Picture
+from musetalk.pipeline import StageClock
 from musetalk.rendering import Frame, GenerateFaces, OpenedTemplate, Position, Request, render
 from musetalk.server.live_sound import MAX_WAITING, HeardSound, Sound, SpeechQueue
 from musetalk.server.viewers import Output, Viewers
@@ -37,6 +38,7 @@ TICK = SAMPLE_RATE // 50  # samples that are heard at once, at least
 MOST_BEHIND = SAMPLE_RATE // 2  # samples that are caught up with after a hold-up; more are waited for
 REST = SAMPLE_RATE // 5  # samples of silence after which an utterance counts as over
 PLAYBACK_EVERY = SAMPLE_RATE // 5  # samples between two reports of the position
+NOTED_FRAMES = 25  # after which the worker is told what they took
 ALONE_SECONDS = 30.0  # after which a session with nobody connected ends
 SILENT_SECONDS = 900.0  # after which a session whose client says nothing ends
 ROOM_POLL = 0.1  # seconds between looks whether speech that waits leaves room
@@ -45,6 +47,8 @@ MIN_WIDTH = 64  # pixels
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
+NoteWork = Callable[[Mapping[str, float], int], None]
+"""Told the seconds that each stage worked on so many frames."""
 
 
 class Pace(Protocol):
@@ -157,6 +161,7 @@ class LiveSession:
         pace: says when samples are due.
         now: seconds, for how long nobody has been there.
         closing: whether the worker's stop ends the session now, when it speaks or doesn't.
+        note: told what each stage took, about every second.
 
     Attributes:
         speech: what was pushed and isn't heard yet.
@@ -178,6 +183,7 @@ class LiveSession:
         pace: Pace | None = None,
         now: Callable[[], float] = time.monotonic,
         closing: Callable[[bool], bool] = lambda speaking: False,
+        note: NoteWork = lambda stages, frames: None,
     ) -> None:
         self.session_id = session_id
         self.template_id = template_id
@@ -192,6 +198,10 @@ class LiveSession:
         self._generate = generate
         self._now = now
         self._closing = closing
+        self._note = note
+        self._clock = StageClock()
+        self._noted: dict[str, float] = {}
+        self._noted_frames = 0
         self._last_sign = now()
         self._connected = 0
         self._utterance = Utterance()
@@ -225,6 +235,14 @@ class LiveSession:
             "frames": self.frames,
             "viewers": len(self.viewers) + sum(output is not self.viewers for output in self._outputs),
             "waiting_seconds": round(self.speech.waiting / SAMPLE_RATE, 2),
+            "frame_ms": self._frame_ms(),
+        }
+
+    def _frame_ms(self) -> dict[str, float]:
+        """Milliseconds that each stage worked on a frame, on average."""
+        frames = max(self.frames, 1)
+        return {
+            stage: round(1000 * seconds / frames, 2) for stage, seconds in self._clock.seconds.copy().items()
         }
 
     def shown_samples(self, frames: int) -> int:
@@ -323,6 +341,7 @@ class LiveSession:
             log.exception("live session %s failed", self.session_id)
             self.end("internal error")
             self._tell({"type": "error", "error_code": "internal", "message": type(e).__name__, "hint": ""})
+        self._note_work()
         self.viewers.close()
         self._tell({"type": "ended", "message": self.ended})
 
@@ -346,7 +365,7 @@ class LiveSession:
             generate=self._generate(stretch) if self._generate else None,
             cancel=stretch,
         )
-        frames, _ = render(self._opened, self._hear(silence, stretch), request)
+        frames, _ = render(self._opened, self._hear(silence, stretch), request, self._clock)
         try:
             for frame in frames:
                 if not self._show(frame, stretch):
@@ -377,11 +396,22 @@ class LiveSession:
             self.frames += 1
             self._tell_all(self._utterance.advance(sound))
             outputs = self._outputs
-        picture = scaled(frame.i420, self.size) if outputs else frame.i420
-        for output in outputs:
-            output.write(picture, sound.samples)
+        if outputs:
+            with self._clock.stage("output"):
+                picture = scaled(frame.i420, self.size)
+                for output in outputs:
+                    output.write(picture, sound.samples)
+        if self.frames >= self._noted_frames + NOTED_FRAMES:
+            self._note_work()
         self._end_when_left()
         return True
+
+    def _note_work(self) -> None:
+        """Tells the worker what was worked since the last time."""
+        seconds = self._clock.seconds.copy()
+        stages = {stage: total - self._noted.get(stage, 0.0) for stage, total in seconds.items()}
+        self._note(stages, self.frames - self._noted_frames)
+        self._noted, self._noted_frames = seconds, self.frames
 
     def _end_when_left(self) -> None:
         silent = self._now() - self._last_sign
@@ -497,6 +527,7 @@ class LiveSessions:
             settings,
             generate=lambda cancel: place.scheduler.generate(opened, cancel, live=True),
             closing=self.worker.ends_session,
+            note=self.worker.note_rendering,
         )
 
     def _run(self, session: LiveSession, seat: Seat) -> None:

@@ -207,6 +207,21 @@ def test_what_goes_wrong_is_told_and_ends_the_session():
     assert [e["type"] for e in events] == ["error", "ended"] and events[0]["message"] == "ZeroDivisionError"
 
 
+def test_the_worker_is_told_every_frame_and_what_each_stage_took():
+    told: list[tuple[dict, int]] = []
+    live = session()
+    live._note = lambda stages, frames: told.append((dict(stages), frames))
+    shown = Shown(live, 60)
+    live.run()
+    assert [frames for _, frames in told] == [25, 25, 10] and sum(f for _, f in told) == shown.frames
+    stages = set(told[0][0])
+    assert stages == {"features", "generate", "composite", "output"} == set(live.status()["frame_ms"])
+    for stage in stages:
+        total = sum(seconds.get(stage, 0) for seconds, _ in told)
+        assert total == pytest.approx(live._clock.seconds[stage]) and total > 0
+        assert min(seconds[stage] for seconds, _ in told) >= 0
+
+
 def test_a_stopped_worker_ends_its_sessions():
     live = session()
     live._closing = lambda speaking: True
@@ -310,7 +325,9 @@ def test_lite_shows_the_same_bytes_however_speech_is_cut(lite_template, speech):
 
 def test_a_worker_that_takes_no_more_lets_its_sessions_go_on_until_it_stops():
     asked = []
-    worker = SimpleNamespace(ends_session=lambda speaking: asked.append(speaking) or stopping)
+    worker = SimpleNamespace(
+        ends_session=lambda speaking: asked.append(speaking) or stopping, note_rendering=None
+    )
     service = SimpleNamespace(
         renderer=lambda: SimpleNamespace(open=lambda name: opened()), config=SimpleNamespace(batch_size=1)
     )

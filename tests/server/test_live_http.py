@@ -255,6 +255,26 @@ def test_viewers_that_stall_vanish_and_come_again_hold_up_nobody(served, session
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
+def test_metrics_and_status_tell_what_a_session_costs(served, session):
+    def worked() -> dict[str, float]:
+        text = served.call("GET", "/metrics")[2].decode()
+        lines = [line.rpartition(" ") for line in text.splitlines() if line[0] != "#"]
+        return {name: float(value) for name, _, value in lines}
+
+    with open_socket(served, session["addresses"]["video"]) as video:
+        before = worked()
+        frames = served.call("GET", f"/v1/sessions/{session['session_id']}")[2]["frames"]
+        while served.call("GET", f"/v1/sessions/{session['session_id']}")[2]["frames"] < frames + 75:
+            video.recv(timeout=60)
+    after = worked()
+    assert after["musetalk_frames_total"] >= before["musetalk_frames_total"] + 25
+    told = served.call("GET", f"/v1/sessions/{session['session_id']}")[2]["frame_ms"]
+    assert set(told) == {"features", "generate", "composite", "output"} and min(told.values()) > 0
+    for stage in told:
+        name = f'musetalk_stage_seconds_sum{{stage="{stage}"}}'
+        assert after[name] > before.get(name, 0.0)
+
+
 def test_sockets_of_a_session_that_is_not_there_are_told_why(served, kind):
     with open_socket(served, f"/v1/sessions/none/{kind}") as connection:
         assert json.loads(connection.recv(timeout=60))["type"] == "error"

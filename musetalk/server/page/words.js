@@ -13,9 +13,9 @@ const ENGLISH = {
   remove: "Delete", cancel: "Cancel", download: "Download", sure: "Really delete {name}?", use: "Use", again: "Remake",
   againHint: "Choose the picture of {name}; its settings are filled in.", tookFact: "took", lengthFact: "length", framesFact: "frames", speedFact: "real time",
   sheet: "Contact sheet: frames over the sound", frames: "{n} frames", image: "picture", speechTo: "with", sizeMb: "{n} MB", seconds: "{n} s",
-  damaged: "can't be used", session: "Session", viewers: "{n} watching", waitingSpeech: "{n} s waiting", askToken: "This worker asks for its token",
+  damaged: "can't be used", session: "Session", viewers: "{n} watching", msFrame: "{n} ms a frame", waitingSpeech: "{n} s waiting", askToken: "This worker asks for its token",
   unreachable: "The worker can't be reached", unreachableHint: "Start it again: python integrated_musetalk_service.py --serve", ms: "{n} ms",
-  renderReady: "{face} will say {name}.", preview: "Preview of {name}", noStages: "Shown after the first render.", problemAt: "{time}",
+  renderReady: "{face} will say {name}.", preview: "Preview of {name}", noStages: "Shown after the first picture.", problemAt: "{time}",
 };
 
 const CHINESE = {
@@ -34,8 +34,8 @@ const CHINESE = {
   saying: "正在播放 {name}", interrupted: "已在 {s} 秒处打断", making: "正在生成形象…", made: "{name} 已就绪，可以直播或渲染。", looking: "正在检测人脸…", nameNeeded: "请填写名称。", chooseSpeech: "选择语音",
   queued: "排队中", in_progress: "渲染中", completed: "完成", failed: "失败", cancelled: "已取消", remove: "删除", cancel: "取消", download: "下载", sure: "确定删除 {name}？",
   use: "使用", again: "重做", againHint: "请选择 {name} 的照片，参数已填好。", tookFact: "耗时", lengthFact: "时长", framesFact: "帧数", speedFact: "倍实时", sheet: "预览表：画面与声音",
-  frames: "{n} 帧", image: "图片", speechTo: "配", sizeMb: "{n} MB", seconds: "{n} 秒", damaged: "不可用", session: "会话", viewers: "{n} 人观看", waitingSpeech: "待播 {n} 秒", askToken: "请输入服务令牌",
-  unreachable: "无法连接服务", unreachableHint: "请重新启动：python integrated_musetalk_service.py --serve", ms: "{n} 毫秒", renderReady: "{face} 将说出 {name}。", preview: "{name} 的预览", noStages: "首次渲染后显示。", problemAt: "{time}",
+  frames: "{n} 帧", image: "图片", speechTo: "配", sizeMb: "{n} MB", seconds: "{n} 秒", damaged: "不可用", session: "会话", viewers: "{n} 人观看", msFrame: "每帧 {n} 毫秒", waitingSpeech: "待播 {n} 秒", askToken: "请输入服务令牌",
+  unreachable: "无法连接服务", unreachableHint: "请重新启动：python integrated_musetalk_service.py --serve", ms: "{n} 毫秒", renderReady: "{face} 将说出 {name}。", preview: "{name} 的预览", noStages: "出现首帧画面后显示。", problemAt: "{time}",
 };
 
 const saved = localStorage.getItem("language");

@@ -49,7 +49,8 @@ function sessionRow(session) {
   const end = make("button", { type: "button", className: "quiet danger", textContent: say("end"), ariaLabel: `${say("end")}: ${session.session_id}` });
   end.onclick = () => call("DELETE", `/v1/sessions/${session.session_id}`).catch(problem);
   const cells = [session.template_id, say(session.state), `${session.width}×${session.height} · ${session.fps}/s`, say("seconds", { n: Math.round(session.seconds) }),
-    say("viewers", { n: session.viewers }), session.waiting_seconds ? say("waitingSpeech", { n: session.waiting_seconds }) : ""];
+    say("viewers", { n: session.viewers }), say("msFrame", { n: Object.values(session.frame_ms).reduce((sum, ms) => sum + ms, 0).toFixed(1) }),
+    session.waiting_seconds ? say("waitingSpeech", { n: session.waiting_seconds }) : ""];
   return make("tr", {}, ...cells.map((textContent) => make("td", { textContent })), make("td", {}, end));
 }
 
