@@ -29,7 +29,7 @@ from musetalk.media.audio import SAMPLE_RATE
 from musetalk.server.live import LiveSession, LiveSessions
 from musetalk.server.live_sound import SpeechSender
 from musetalk.server.viewers import Viewer
-from musetalk.server.whep import Peers, check_available
+from musetalk.server.whep import Peers, check_available, is_available
 
 NO_SESSION = 4404  # close codes of sockets
 ENDED = 4410
@@ -71,7 +71,7 @@ def _add_sessions(router: APIRouter, sessions: LiveSessions) -> None:
     def listed() -> dict[str, Any]:
         """The sessions that live."""
         listed = [session.status() for session in sessions.all()]
-        return {"success": True, "sessions": listed, **_capacity(sessions)}
+        return {"success": True, "sessions": listed, **_capacity(sessions), "webrtc": is_available()}
 
     @router.get("/{session_id}")
     def told(session_id: str) -> dict[str, Any]:

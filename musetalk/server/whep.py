@@ -26,9 +26,14 @@ VIDEO_CLOCK = 90_000  # Hz, of RTP's pictures
 FALLEN_BEHIND = 12  # frames that may wait for a viewer
 
 
+def is_available() -> bool:
+    """Whether aiortc is installed."""
+    return importlib.util.find_spec("aiortc") is not None
+
+
 def check_available() -> None:
     """Raises EngineError when aiortc isn't installed."""
-    if importlib.util.find_spec("aiortc") is None:
+    if not is_available():
         raise EngineError(
             "WebRTC isn't installed 未安装WebRTC组件", "run: pip install -r requirements-webrtc.txt"
         )

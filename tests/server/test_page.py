@@ -201,6 +201,54 @@ def test_the_whole_round_upload_template_live_render_download(served, open_page,
     assert page.complaints() == []
 
 
+SOUND = """(async () => {
+  const video = document.getElementById("live"), stream = video.srcObject || video.captureStream();
+  const context = new AudioContext(), meter = context.createAnalyser(), heard = new Float32Array(2048);
+  context.createMediaStreamSource(stream).connect(meter);
+  window.loudest = 0;
+  setInterval(() => {
+    meter.getFloatTimeDomainData(heard);
+    window.loudest = Math.max(window.loudest, ...heard.map(Math.abs));
+  }, 50);
+})()"""
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "way",
+    [
+        "mp4",
+        pytest.param(
+            "webrtc",
+            marks=pytest.mark.skipif(importlib.util.find_spec("aiortc") is None, reason="needs aiortc"),
+        ),
+    ],
+)
+def test_whoever_presses_speak_sees_and_hears_the_face_either_way(served, open_page, way):
+    page = open_page()
+    page.until('document.querySelector(".tile") && !document.getElementById("microphone").disabled')
+    if way == "webrtc":
+        page.until('!document.getElementById("watch-field").hidden')
+        page.run('document.getElementById("watch").value = "webrtc"')
+        page.run('document.getElementById("watch").dispatchEvent(new Event("change"))')
+    page.click("microphone")  # goes live by itself; the browser's stand-in for one beeps
+    page.until('document.getElementById("live").videoWidth === 512')
+    page.until(f'{STATE} === "talking"')
+    page.click("microphone")
+    page.until(f'{STATE} === "idle"')
+    assert page.run('Boolean(document.getElementById("live").srcObject)') == (way == "webrtc")
+    page.run(SOUND)
+    page.give("speech-file", SPEECH)
+    page.until(f'{STATE} === "talking"')
+    page.run("window.mouths = new Set()")
+    page.until(f"mouths.add({MOUTH}) && mouths.size > 5 && Math.max(...mouths) > 1.03 * Math.min(...mouths)")
+    page.until("window.loudest > 0.05")
+    page.click("connect")
+    page.until(f'{STATE} === "ready"')
+    page.until("document.querySelectorAll('#sessions tr').length === 0")
+    assert page.complaints() == []
+
+
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False), (3840, True)])
 def test_it_fits_every_width_in_both_languages(open_page, width, dark):

@@ -16,7 +16,9 @@ export const withToken = (path) => (token ? `${path}${path.includes("?") ? "&" :
 
 export const socketUrl = (path) => withToken(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`);
 
-export async function call(method, path, body, type) {
+export const call = async (...given) => (await callWhole(...given)).content;
+
+export async function callWhole(method, path, body, type) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   if (type) headers["Content-Type"] = type;
   let answer;
@@ -28,11 +30,11 @@ export async function call(method, path, body, type) {
   if (answer.status === 401) {
     token = prompt(say("askToken")) || "";
     sessionStorage.setItem("token", token);
-    if (token) return call(method, path, body, type);
+    if (token) return callWhole(method, path, body, type);
   }
   const content = answer.headers.get("content-type")?.includes("json") ? await answer.json() : await answer.text();
   if (!answer.ok) throw new CallError(answer.status, content);
-  return content;
+  return { content, headers: answer.headers };
 }
 
 export const send = (path, body) => call("POST", path, JSON.stringify(body), "application/json");

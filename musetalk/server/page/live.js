@@ -2,7 +2,7 @@
 
 import { call, send, socketUrl } from "./calls.js";
 import { $, choose, faces, fillSelect, note, onFaces, pictureUrl, problem } from "./common.js";
-import { LivePlayer } from "./player.js";
+import { LivePlayer, WhepPlayer } from "./player.js";
 import { say } from "./words.js";
 
 const video = $("live");
@@ -33,8 +33,10 @@ export function showStage() {
   else show($("screen").dataset.state);
 }
 
+const byWebrtc = () => $("watch").value === "webrtc";
+
 async function start() {
-  if (!window.MediaSource) return problem({ message: say("noMse"), hint: say("noMseHint") });
+  if (!byWebrtc() && !window.MediaSource) return problem({ message: say("noMse"), hint: say("noMseHint") });
   wanted = true;
   show("wait");
   video.muted = false;
@@ -46,10 +48,23 @@ async function start() {
     wanted = false;
     return showStage();
   }
-  player = new LivePlayer(video, session.addresses.video, (final) => (final ? stop() : note("live-note", say("lost"))));
+  watch();
   await openAudio();
   note("live-note", say("liveHint"));
   show("wait");
+}
+
+function watch() {
+  const { addresses } = session;
+  const lost = (final) => (final ? stop() : note("live-note", say("lost")));
+  player?.close();
+  player = byWebrtc() ? new WhepPlayer(video, addresses.whep, lost) : new LivePlayer(video, addresses.video, lost);
+}
+
+async function offerWebrtc() {
+  const { webrtc } = await call("GET", "/v1/sessions");
+  $("watch-field").hidden = !(webrtc && window.RTCPeerConnection);
+  if (!$("watch-field").hidden && localStorage.getItem("watch") === "webrtc") $("watch").value = "webrtc";
 }
 
 function openAudio() {
@@ -149,6 +164,8 @@ export function startStage() {
   $("speak-file").onclick = () => $("speech-file").click();
   $("speech-file").onchange = ({ target }) => { sayFile(target.files[0]); target.value = ""; };
   $("live-template").onchange = ({ target }) => { choose(target.value); if (session) stop().then(start); };
+  $("watch").onchange = ({ target }) => { localStorage.setItem("watch", target.value); if (session) watch(); };
+  offerWebrtc().catch(() => {});
   $("sound").onclick = () => { video.muted = false; $("sound").hidden = true; };
   video.onplaying = () => {
     if (session && $("screen").dataset.state === "wait") show("idle");

@@ -1,6 +1,7 @@
-// Plays a session's fragmented mp4 at its live edge: what falls behind is skipped, what was seen is dropped.
+// Plays a session: its fragmented mp4 at the live edge, where what falls behind is skipped and what was seen is
+// dropped, or WebRTC by WHEP. Both are a player that can be closed, and tell when they have lost it.
 
-import { socketUrl } from "./calls.js";
+import { callWhole, socketUrl } from "./calls.js";
 
 const TARGET = 0.15; // seconds behind the newest picture
 const TOO_FAR = 0.7; // seconds behind it after which it jumps
@@ -91,5 +92,79 @@ export class LivePlayer {
     this.video.pause();
     this.video.removeAttribute("src");
     this.video.load();
+  }
+}
+
+const GATHERING = 500; // ms for a browser's own addresses; those of this machine are there at once
+
+export class WhepPlayer {
+  constructor(video, path, onLost) {
+    this.video = video;
+    this.path = path;
+    this.onLost = onLost;
+    this.closed = false;
+    this.tries = 0;
+    this.attempt();
+  }
+
+  attempt() {
+    this.open().catch((error) => (error.status === 404 ? this.onLost(true) : this.lost()));
+  }
+
+  async open() {
+    const peer = new RTCPeerConnection();
+    const seen = new MediaStream();
+    this.peer = peer;
+    this.where = null;
+    peer.ontrack = ({ track }) => { seen.addTrack(track); this.play(seen); };
+    peer.onconnectionstatechange = () => {
+      if (peer.connectionState === "connected") this.tries = 0;
+      if (["failed", "disconnected", "closed"].includes(peer.connectionState)) this.lost();
+    };
+    for (const kind of ["video", "audio"]) peer.addTransceiver(kind, { direction: "recvonly" });
+    await peer.setLocalDescription(await peer.createOffer());
+    await this.gathered(peer);
+    const { content, headers } = await callWhole("POST", this.path, peer.localDescription.sdp, "application/sdp");
+    this.where = headers.get("location");
+    if (this.closed) return this.hangUp();
+    await peer.setRemoteDescription({ type: "answer", sdp: content });
+  }
+
+  gathered(peer) {
+    return new Promise((done) => {
+      peer.onicegatheringstatechange = () => peer.iceGatheringState === "complete" && done();
+      setTimeout(done, GATHERING);
+    });
+  }
+
+  play(seen) {
+    if (this.video.srcObject !== seen) this.video.srcObject = seen;
+    this.video.play().catch(() => {});
+  }
+
+  toEdge() {} // it is always there
+
+  lost() {
+    if (this.closed || this.waiting) return;
+    this.hangUp();
+    this.onLost(false);
+    this.waiting = setTimeout(() => {
+      this.waiting = 0;
+      if (!this.closed) this.attempt();
+    }, Math.min(5000, 300 * 2 ** this.tries++));
+  }
+
+  hangUp() {
+    this.peer.onconnectionstatechange = null;
+    this.peer.close();
+    if (this.where) callWhole("DELETE", this.where).catch(() => {});
+    this.where = null;
+  }
+
+  close() {
+    this.closed = true;
+    clearTimeout(this.waiting);
+    this.hangUp();
+    this.video.srcObject = null;
   }
 }

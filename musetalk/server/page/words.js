@@ -21,7 +21,7 @@ const ENGLISH = {
 const CHINESE = {
   skip: "跳到舞台", sections: "栏目", navLive: "直播", navRender: "渲染", navFaces: "形象", navWorker: "服务",
   theme: "深色或浅色", liveFace: "实时画面", emptyLead: "让一张照片开口说话", emptyText: "选一张正面单人照片，几秒后即可开口。",
-  choosePicture: "选择照片", tryExample: "试试示例", soundOn: "打开声音", face: "形象", goLive: "开始直播", speak: "说话", sayFile: "播放语音文件",
+  choosePicture: "选择照片", tryExample: "试试示例", soundOn: "打开声音", face: "形象", watchBy: "观看方式", watchMp4: "视频流", goLive: "开始直播", speak: "说话", sayFile: "播放语音文件",
   stop: "打断", level: "麦克风音量", newFace: "新建形象", dropLabel: "选择或拖入图片、短视频", dropHint: "把人像照片或短视频拖到这里，或点击选择",
   dropKinds: "JPEG、PNG、WebP 或 MP4 · 正面单人", legendBox: "人脸框", legendMask: "替换区域", legendDots: "关键点", name: "名称", bboxShift: "人脸框上下移动",
   parsingMode: "运动范围", modeJaw: "下颌", modeNeck: "下颌与颈部", modeRaw: "整个下半脸", idleMotion: "静止微动", idleHint: "倾听时眨眼、呼吸", makeFace: "生成形象", progress: "进度",
