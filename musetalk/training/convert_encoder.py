@@ -113,6 +113,7 @@ class OnnxGraph:
         self.weights = weights
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.present: list[str] = []  # keys and values by layer, each (1, P + T, 384)
 
     def step(self, op: str, *inputs: str, **attributes: Any) -> str:
         """One node of operator `op`."""
@@ -155,44 +156,56 @@ class OnnxGraph:
         kernel, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.step("Gelu", self.step("Conv", x, kernel, bias, pads=[1, 1], strides=[stride]))
 
-    def heads(self, qkv: str, part: int, perm: Sequence[int]) -> str:
-        """Query (0), key (1) or value (2) of the fused projection as (1, heads, …) in the order `perm`."""
-        begin, end = self.whole(part * WIDTH), self.whole((part + 1) * WIDTH)
-        chosen = self.step("Slice", qkv, begin, end, self.whole(2))
+    def heads(self, chosen: str, perm: Sequence[int]) -> str:
+        """Queries, keys or values (1, T, 384) as (1, heads, …) in the order `perm`."""
         split = self.step("Reshape", chosen, self.whole(0, 0, HEADS, WIDTH // HEADS))
         return self.step("Transpose", split, perm=perm)
 
-    def attention(self, x: str, name: str) -> str:
-        """Self-attention over (1, T, 384)."""
+    def remembered(self, qkv: str, layer: int) -> list[str]:
+        """Keys and values (1, P + T, 384) of the steps before and of these; notes them as `present`."""
+        both = []
+        for part, kind in ((1, "keys"), (2, "values")):
+            begin, end = self.whole(part * WIDTH), self.whole((part + 1) * WIDTH)
+            new = self.step("Slice", qkv, begin, end, self.whole(2))
+            index = 2 * layer + part - 1
+            before = self.step("Slice", "past", self.whole(index), self.whole(index + 1), self.whole(0))
+            both.append(self.step("Concat", before, new, axis=1))
+            self.present.append(both[-1])
+        return both
+
+    def attention(self, x: str, name: str, layer: int) -> str:
+        """Self-attention of (1, T, 384) over these steps and those before."""
         qkv = self.linear(x, f"{name}.qkv_proj")
         scale = self.constant("attention_scale", np.array((WIDTH // HEADS) ** -0.5, np.float32))
-        query = self.step("Mul", self.heads(qkv, 0, (0, 2, 1, 3)), scale)
-        scores = self.step("MatMul", query, self.heads(qkv, 1, (0, 2, 3, 1)))
-        mixed = self.step("MatMul", self.step("Softmax", scores, axis=-1), self.heads(qkv, 2, (0, 2, 1, 3)))
+        asked = self.step("Slice", qkv, self.whole(0), self.whole(WIDTH), self.whole(2))
+        query = self.step("Mul", self.heads(asked, (0, 2, 1, 3)), scale)
+        keys, values = self.remembered(qkv, layer)
+        scores = self.step("MatMul", query, self.heads(keys, (0, 2, 3, 1)))
+        mixed = self.step("MatMul", self.step("Softmax", scores, axis=-1), self.heads(values, (0, 2, 1, 3)))
         joined = self.step(
             "Reshape", self.step("Transpose", mixed, perm=(0, 2, 1, 3)), self.whole(0, 0, WIDTH)
         )
         return self.linear(joined, f"{name}.out_proj")
 
-    def layer(self, x: str, name: str) -> str:
+    def layer(self, x: str, number: int) -> str:
         """One transformer layer, (1, T, 384), norms first."""
-        x = self.step(
-            "Add", x, self.attention(self.layer_norm(x, f"{name}.self_attn_layer_norm"), f"{name}.self_attn")
-        )
+        name = f"layers.{number}"
+        normal = self.layer_norm(x, f"{name}.self_attn_layer_norm")
+        x = self.step("Add", x, self.attention(normal, f"{name}.self_attn", number))
         inner = self.step("Gelu", self.linear(self.layer_norm(x, f"{name}.final_layer_norm"), f"{name}.fc1"))
         return self.step("Add", x, self.linear(inner, f"{name}.fc2"))
 
     def encoder(self, mel: str) -> str:
-        """(1, 80, 2 T) log-mel → (5, T, 384) hidden states."""
+        """(1, 80, 2 (S + T)) log-mel → (5, T, 384) hidden states."""
         x = self.convolution(self.convolution(mel, "conv1", 1), "conv2", 2)
         x = self.step("Transpose", x, perm=(0, 2, 1))
+        x = self.step("Slice", x, "skipped", self.whole(2**31), self.whole(1))
         steps = self.step("Slice", self.step("Shape", x), self.whole(1), self.whole(2), self.whole(0))
-        positions = self.step(
-            "Slice", self.weight("embed_positions.weight"), self.whole(0), steps, self.whole(0)
-        )
+        end = self.step("Add", "position", steps)
+        positions = self.step("Slice", self.weight("embed_positions.weight"), "position", end, self.whole(0))
         states = [self.step("Add", x, positions)]
         for i in range(LAYERS):
-            states.append(self.layer(states[-1], f"layers.{i}"))
+            states.append(self.layer(states[-1], i))
         states[-1] = self.layer_norm(states[-1], "layer_norm")
         return self.step("Concat", *states, axis=0)
 
@@ -203,19 +216,38 @@ def build_encoder(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     Input ``mel`` (1, 80, 2·T) float32, T ≤ 1500; output ``hidden_states`` (5, T, 384) float32: the sum of
     convolutions and positions, the outputs of layers 1 to 3, and that of layer 4 after the final layer norm,
     as transformers' ``WhisperEncoder(output_hidden_states=True)`` gives them.
+
+    Who hears a sound piece by piece may give more: ``past`` (8, P, 384), keys and values of the steps before
+    as an earlier run's second output ``present`` (8, P + T, 384) gave them, ``position`` (1,) of the first
+    step, and ``skipped`` (1,) steps at the front of ``mel`` that only the convolutions hear.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, helper, numpy_helper
 
     graph = OnnxGraph(weights)
     output = graph.encoder("mel")
     graph.nodes.append(helper.make_node("Identity", [output], ["hidden_states"]))
+    graph.nodes.append(helper.make_node("Concat", graph.present, ["present"], axis=0))
+    float32, int64, pairs = TensorProto.FLOAT, TensorProto.INT64, 2 * LAYERS
+    defaults = {
+        "past": np.zeros((pairs, 0, WIDTH), np.float32),
+        "position": np.zeros(1, np.int64),
+        "skipped": np.zeros(1, np.int64),
+    }
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "whisper_tiny_en_encoder",
-            [helper.make_tensor_value_info("mel", TensorProto.FLOAT, [1, N_MELS, "frames"])],
-            [helper.make_tensor_value_info("hidden_states", TensorProto.FLOAT, [LAYERS + 1, "steps", WIDTH])],
-            graph.initializers,
+            [
+                helper.make_tensor_value_info("mel", float32, [1, N_MELS, "frames"]),
+                helper.make_tensor_value_info("past", float32, [pairs, "before", WIDTH]),
+                helper.make_tensor_value_info("position", int64, [1]),
+                helper.make_tensor_value_info("skipped", int64, [1]),
+            ],
+            [
+                helper.make_tensor_value_info("hidden_states", float32, [LAYERS + 1, "steps", WIDTH]),
+                helper.make_tensor_value_info("present", float32, [pairs, "known", WIDTH]),
+            ],
+            [*graph.initializers, *(numpy_helper.from_array(x, name) for name, x in defaults.items())],
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         producer_name="enhanced-musetalk",

@@ -34,6 +34,24 @@ def test_bundled_encoder_gives_the_golden_states_of_transformers():
     np.testing.assert_allclose(states[:, ::10, ::8], golden, atol=2e-3)
 
 
+def test_further_steps_on_what_is_remembered_are_those_of_the_whole():
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(convert_encoder.ENCODER_PATH, providers=["CPUExecutionProvider"])
+    mel = _mel(200)
+    whole, present = session.run(None, {"mel": mel})
+    further = {
+        "mel": mel[:, :, 156:],
+        "skipped": np.array([2]),
+        "position": np.array([80]),
+        "past": present[:, :80],
+    }
+    later, known = session.run(None, further)
+    # the past was encoded with all that follows in view, so that only the further steps are computed anew
+    np.testing.assert_allclose(later, whole[:, 80:], atol=2e-4)
+    np.testing.assert_allclose(known, present, atol=2e-4)
+
+
 def test_bundled_encoder_is_small_enough_to_ship():
     assert convert_encoder.ENCODER_PATH.stat().st_size <= 17_000_000
 

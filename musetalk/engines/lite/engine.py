@@ -123,9 +123,7 @@ class LiteEngine:
 
     def listen(self, fps: Fraction, *, live: bool = False, state: SpeechState | None = None) -> MouthListener:
         """A listener whose prompts are rig parameters (k, 10) float32; see `parameters.RIG_PARAMETERS`."""
-        from musetalk.engines.lite.speech import LIVE_GRID, WHOLE_GRID
-
-        return self._mouth_network.listen(fps, LIVE_GRID if live else WHOLE_GRID, state)
+        return self._mouth_network.listen(fps, live=live, state=state)
 
     def articulate(self, audio_prompts: np.ndarray, articulation: float) -> np.ndarray:
         """Rig parameters (B, 10) with the mouth's movements `articulation` times as large."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,10 +59,14 @@ class SpeechLevel:
         self.power = power
         self.steps = steps
 
-    def update(self, powers: np.ndarray) -> float:
-        """Takes in a window's step powers (T,); returns the level as a power, not below `QUIETEST_LEVEL`."""
-        active = powers[powers > ACTIVE_SHARE * powers.mean()]
-        kept = 0.5 ** (len(powers) / LEVEL_MEMORY)
+    def update(self, powers: np.ndarray, new: int | None = None) -> float:
+        """Takes in a window's step powers (T,); returns the level as a power, not below `QUIETEST_LEVEL`.
+
+        Where windows overlap, the last `new` steps are those that weren't heard before.
+        """
+        heard = powers if new is None else powers[max(0, len(powers) - new) :]
+        active = heard[heard > ACTIVE_SHARE * powers.mean()]
+        kept = 0.5 ** (len(heard) / LEVEL_MEMORY)
         self.power = kept * self.power + float(active.sum())
         self.steps = kept * self.steps + len(active)
         return max(self.power / max(self.steps, 1.0), QUIETEST_LEVEL)
@@ -85,12 +90,19 @@ class NetworkInput(NamedTuple):
     loudness: np.ndarray
 
 
-def network_input(window: np.ndarray, level: SpeechLevel) -> NetworkInput:
-    """Prepare (n,) float32 samples at 16 kHz; training prepares its windows by the same function."""
-    n_steps = _window_steps(window)
+def network_input(
+    window: np.ndarray, level: SpeechLevel, n_steps: int | None = None, new: int | None = None
+) -> NetworkInput:
+    """Prepare (n,) float32 samples at 16 kHz; training prepares its windows by the same function.
+
+    Args:
+        n_steps: steps that are given, by default at least `SHORTEST_STEPS`.
+        new: of them, from the last, that the level hasn't heard; None for all.
+    """
+    n_steps = n_steps or _window_steps(window)
     window = np.nan_to_num(window, posinf=0, neginf=0)
     powers = step_powers(window, n_steps)
-    speech_power = level.update(powers[: max(1, len(window) // STEP_SAMPLES)])
+    speech_power = level.update(powers[: max(1, len(window) // STEP_SAMPLES)], new)
     gain = np.float32(np.sqrt(SPEECH_LEVEL / speech_power))
     mel = log_mel(window * gain, 2 * n_steps)
     return NetworkInput(mel[None], loudness(powers, speech_power))
@@ -115,7 +127,39 @@ class Grid(NamedTuple):
 
 
 WHOLE_GRID = Grid(8 * STEPS_PER_SECOND, STEPS_PER_SECOND, STEPS_PER_SECOND)
-LIVE_GRID = Grid(4, 60, 4)
+LIVE_CORE, LIVE_BEFORE = 2, 60
+LIVE_DELAY = STEPS_PER_SECOND // 5  # steps after its begin by which a frame has left
+LEAST_AHEAD, MOST_AHEAD = 4, 8  # steps beyond a core that a live session hears
+
+
+def live_grid(fps: Fraction) -> Grid:
+    """The grid that hears as far ahead as `LIVE_DELAY` lets every frame leave in time.
+
+    At 25 frames/s each core ends with a frame's middle and 8 steps are left for what follows; where middles
+    lie anywhere, 6. A frame whose middle comes later than that waits for it.
+    """
+    rate = STEPS_PER_SECOND / fps
+    needed = [-(-(2 * i + 1) * rate // 2) for i in range(2 * int(fps) + 2)]  # the step at or behind a middle
+    longest = max(step // LIVE_CORE * LIVE_CORE + LIVE_CORE - i * rate for i, step in enumerate(needed))
+    ahead = min(max(int(LIVE_DELAY - longest), LEAST_AHEAD), MOST_AHEAD)
+    return Grid(LIVE_CORE, LIVE_BEFORE, ahead)
+
+
+class Memory(NamedTuple):
+    """What a live session's networks remember of the steps that are answered.
+
+    Attributes:
+        past: (8, P, 384) float32 the encoder's keys and values, P ≤ `MOST_REMEMBERED`.
+        states: (5, k, 384) float32 its last states, k ≤ `REMEMBERED_STATES`.
+    """
+
+    past: np.ndarray
+    states: np.ndarray
+
+
+MOST_REMEMBERED = 400  # steps; then the encoder begins anew, for its positions are those of files
+REMEMBERED_STATES = 16  # steps that the mouth network hears before the first one that it answers
+CONVOLVED = 2  # steps before the first new one that the encoder's convolutions hear
 
 
 class SpeechState(NamedTuple):
@@ -128,6 +172,7 @@ class SpeechState(NamedTuple):
         curve: (k, 10) float32, the last known steps, up to `answered`.
         frames: frames whose mouth shape was given out.
         level: power and weight of `SpeechLevel`.
+        memory: of the networks, in a live session that speaks.
     """
 
     heard: int = 0
@@ -137,6 +182,7 @@ class SpeechState(NamedTuple):
     curve: np.ndarray = np.zeros((0, len(LOW)), np.float32)
     frames: int = 0
     level: tuple[float, float] = (0.0, 0.0)
+    memory: Memory | None = None
 
 
 class MouthListener:
@@ -177,7 +223,7 @@ class MouthListener:
         missing = -(-kept.heard // STEP_SAMPLES) - kept.answered
         if missing > 0:
             self._answer(missing, kept.samples)
-        state = self._state
+        self._state = state = self._state._replace(memory=None)
         total = frame_count(state.heard, self._fps)
         if total > state.frames:
             first = state.answered - len(state.curve)
@@ -198,15 +244,22 @@ class MouthListener:
         """Adds `steps` steps to the curve, which begin within `window` where it is known to."""
         state = self._state
         level = SpeechLevel(*state.level)
-        values = self._network.shapes(window, level)
         begin = state.answered - state.first
+        values, memory = self._shapes(window, level, begin, steps)
         self._state = state._replace(
-            curve=np.concatenate([state.curve, values[begin : begin + steps]]),
+            curve=np.concatenate([state.curve, values]),
             answered=state.answered + steps,
             level=(level.power, level.steps),
+            memory=memory,
         )
         if steps == self._grid.core:
             self._forget()
+
+    def _shapes(
+        self, window: np.ndarray, level: SpeechLevel, begin: int, steps: int
+    ) -> tuple[np.ndarray, Memory | None]:
+        """Rig parameters of `steps` steps from `begin` of the window on, and what is remembered of them."""
+        return self._network.shapes(window, level)[begin : begin + steps], None
 
     def _forget(self) -> None:
         """Drops samples that no later window hears, and steps that no later frame lies at."""
@@ -222,13 +275,29 @@ class MouthListener:
 
     def _complete_frames(self) -> Iterator[np.ndarray]:
         state, rate = self._state, STEPS_PER_SECOND / self._fps  # steps per frame
-        last = state.answered - 1
-        complete = int((last - 1) / rate - Fraction(1, 2)) + 1 if last > rate / 2 else 0
+        complete = int(
+            max(state.answered - 1, 0) / rate + Fraction(1, 2)
+        )  # middles at or before the last step
         complete = min(complete, frame_count(state.heard, self._fps))
         if complete > state.frames:
             first = state.answered - len(state.curve)
             yield frame_values(state.curve, first, range(state.frames, complete), self._fps)
             self._state = state._replace(frames=complete)
+
+
+class LiveListener(MouthListener):
+    """A listener that answers a fixed time behind the sound.
+
+    What its windows have in common is encoded once: of each step the encoder's keys and values are kept as
+    they were when `ahead` steps beyond it were known.
+    """
+
+    def _shapes(
+        self, window: np.ndarray, level: SpeechLevel, begin: int, steps: int
+    ) -> tuple[np.ndarray, Memory | None]:
+        if len(window) < self._window_end():  # at the end silence follows, and nothing is to be remembered
+            return super()._shapes(window, level, begin, steps)
+        return self._network.next_shapes(window, level, begin, steps, self._state.memory)
 
 
 def frame_values(curve: np.ndarray, first_step: int, frames: range, fps: Fraction) -> np.ndarray:
@@ -254,14 +323,25 @@ class MouthNetwork:
     """
 
     def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
         self.encoder = open_session(models_dir / ENCODER_FILE)
         self.network = open_session(models_dir / NETWORK_FILE)
 
-    def listen(
-        self, fps: Fraction, grid: Grid = WHOLE_GRID, state: SpeechState | None = None
-    ) -> MouthListener:
+    @cached_property
+    def live_encoder(self) -> Any:
+        """The encoder for a few steps at a time: one thread, for others would cost more than they do."""
+        return open_session(self._models_dir / ENCODER_FILE, threads=1)
+
+    @cached_property
+    def live_network(self) -> Any:
+        """The mouth network, likewise."""
+        return open_session(self._models_dir / NETWORK_FILE, threads=1)
+
+    def listen(self, fps: Fraction, *, live: bool = False, state: SpeechState | None = None) -> MouthListener:
         """A listener that gives mouth shapes in the order and ranges of `RIG_PARAMETERS`."""
-        return MouthListener(self, fps, grid, state)
+        if live:
+            return LiveListener(self, fps, live_grid(fps), state)
+        return MouthListener(self, fps, WHOLE_GRID, state)
 
     def shapes(self, window: np.ndarray, level: SpeechLevel) -> np.ndarray:
         """Rig parameters (T, 10) at 50 steps per second of (n,) float32 samples, T ≥ n / 320.
@@ -275,19 +355,58 @@ class MouthNetwork:
             level.update(powers[: max(1, len(window) // STEP_SAMPLES)])
             return np.zeros((len(powers), len(LOW)), np.float32)
         given = network_input(window, level)
-        (states,) = self.encoder.run(None, {"mel": given.mel})
+        (states,) = self.encoder.run(["hidden_states"], {"mel": given.mel})
         (values,) = self.network.run(None, {"hidden_states": states, "loudness": given.loudness})
         return np.clip(values, LOW, HIGH) * heard[:, None]
 
+    def next_shapes(
+        self, window: np.ndarray, level: SpeechLevel, begin: int, steps: int, memory: Memory | None
+    ) -> tuple[np.ndarray, Memory | None]:
+        """Rig parameters (steps, 10) of the steps from `begin` of a live window on, and what is remembered.
 
-def open_session(path: Path) -> Any:
+        Args:
+            window: (n,) float32 samples, what is answered with the steps on both sides that are heard.
+            level: takes in what the windows before didn't hold.
+            memory: of the steps before `begin`; None for what is heard now to be all that counts.
+        """
+        n_steps = len(window) // STEP_SAMPLES
+        powers = step_powers(window, n_steps)
+        heard = audible(powers)[begin : begin + steps]
+        new = steps if begin else n_steps
+        if not audible(powers).any():
+            level.update(powers, new)
+            return np.zeros((steps, len(LOW)), np.float32), None
+        given = network_input(window, level, n_steps, new)
+        ahead = n_steps - begin - steps
+        if memory is None or memory.past.shape[1] + steps + ahead > MOST_REMEMBERED:
+            states, present = self.live_encoder.run(None, {"mel": given.mel})
+        else:
+            first = max(0, begin - CONVOLVED)
+            further = {
+                "mel": given.mel[:, :, 2 * first :],
+                "skipped": np.array([begin - first]),
+                "position": np.array([memory.past.shape[1]]),
+                "past": memory.past,
+            }
+            states, present = self.live_encoder.run(None, further)
+            states = np.concatenate([memory.states, states], 1)
+        count = states.shape[1]
+        told = {"hidden_states": states, "loudness": given.loudness[n_steps - count :]}
+        (values,) = self.live_network.run(None, told)
+        values = np.clip(values[count - ahead - steps : count - ahead], LOW, HIGH) * heard[:, None]
+        known = states[:, : count - ahead]
+        kept = known[:, max(0, known.shape[1] - REMEMBERED_STATES) :]
+        return values, Memory(present[:, : present.shape[1] - ahead], kept)
+
+
+def open_session(path: Path, threads: int | None = None) -> Any:
     """An onnxruntime session on the cores that are really there; its threads sleep between runs."""
     import onnxruntime
 
     if not path.is_file():
         raise WeightsError(f"{path} is missing", "restore models/lite from the repository")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # a plan of memory per window length would be kept: 30 MB, no faster

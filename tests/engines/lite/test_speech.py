@@ -13,12 +13,12 @@ from musetalk.engines.base import hear_all
 from musetalk.engines.lite import speech
 from musetalk.engines.lite.parameters import HIGH, LOW, PARAMETER_INDEX, rig_opening
 from musetalk.engines.lite.speech import (
-    LIVE_GRID,
     WHOLE_GRID,
     MouthListener,
     MouthNetwork,
     SpeechLevel,
     frame_values,
+    live_grid,
     network_input,
 )
 from musetalk.errors import WeightsError
@@ -144,8 +144,9 @@ class NumberedNetwork:
 @pytest.mark.parametrize(
     "fps", [Fraction(24_000, 1001), Fraction(25), Fraction(50), Fraction(7, 2), Fraction(120)]
 )
-@pytest.mark.parametrize("grid", [WHOLE_GRID, LIVE_GRID])
-def test_each_step_is_answered_once_from_a_bounded_window(grid, fps):
+@pytest.mark.parametrize("live", [False, True])
+def test_each_step_is_answered_once_from_a_bounded_window(live, fps):
+    grid = live_grid(fps) if live else WHOLE_GRID
     waveform, network = np.arange(16_000 * 21 + 5, dtype=np.float32), NumberedNetwork()
     listener = MouthListener(network, fps, grid)
     frames = np.concatenate(list(hear_all(listener, _blocks(waveform, 3001))))
@@ -159,15 +160,17 @@ def test_each_step_is_answered_once_from_a_bounded_window(grid, fps):
 def test_live_prompts_are_the_same_however_the_speech_is_cut(network, size):
     waveform = _speech(1.5 if size == 1 else 6)
     whole, pieces = (
-        b"".join(block.tobytes() for block in hear_all(network.listen(Fraction(25), LIVE_GRID), blocks))
+        b"".join(block.tobytes() for block in hear_all(network.listen(Fraction(25), live=True), blocks))
         for blocks in ([waveform], _blocks(waveform, size))
     )
     assert whole == pieces
 
 
-@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30_000, 1001), Fraction(60)])
+@pytest.mark.parametrize(
+    "fps", [Fraction(24), Fraction(25), Fraction(30_000, 1001), Fraction(50), Fraction(60)]
+)
 def test_live_prompts_leave_at_most_200_ms_behind_the_sound(network, fps):
-    listener, given = network.listen(fps, LIVE_GRID), 0
+    listener, given = network.listen(fps, live=True), 0
     for heard, block in enumerate(_blocks(_speech(3), 160), 1):
         given += sum(map(len, listener.hear(block)))
         begun = (heard * 160 - 3200) * fps / 16_000  # frames on screen 200 ms ago
@@ -177,10 +180,36 @@ def test_live_prompts_leave_at_most_200_ms_behind_the_sound(network, fps):
 def test_live_curves_are_those_of_the_whole_speech(network):
     waveform = _speech(30)
     live, whole = (
-        rig_opening(np.concatenate(list(hear_all(network.listen(Fraction(25), grid), [waveform]))))
-        for grid in (LIVE_GRID, WHOLE_GRID)
+        rig_opening(np.concatenate(list(hear_all(network.listen(Fraction(25), live=live), [waveform]))))
+        for live in (True, False)
     )
-    assert np.corrcoef(live, whole)[0, 1] > 0.93
+    assert np.corrcoef(live, whole)[0, 1] > 0.96
+
+
+def test_a_live_session_goes_on_from_its_state(network):
+    waveform = _speech(5)
+    whole = np.concatenate(list(network.listen(Fraction(25), live=True).hear(waveform)))
+    first = network.listen(Fraction(25), live=True)
+    frames = list(first.hear(waveform[:33_333]))
+    second = network.listen(Fraction(25), live=True, state=pickle.loads(pickle.dumps(first.state)))
+    frames += second.hear(waveform[33_333:])
+    assert np.concatenate(frames).tobytes() == whole.tobytes()
+
+
+def test_a_live_session_remembers_no_more_after_minutes(network):
+    listener, sizes = network.listen(Fraction(25), live=True), []
+    for block in _blocks(_speech(20), 32_000):
+        list(listener.hear(block))
+        sizes.append(len(pickle.dumps(listener.state)))
+    assert max(sizes) < 6_000_000 and max(sizes[5:]) <= max(sizes[:5]) + 100_000
+
+
+def test_after_silence_a_live_session_remembers_nothing(network):
+    listener = network.listen(Fraction(25), live=True)
+    list(listener.hear(_speech(2)))
+    assert listener.state.memory is not None
+    frames = np.concatenate(list(listener.hear(np.zeros(32_000, np.float32))))
+    assert listener.state.memory is None and not frames[-25:].any()
 
 
 def test_segments_join_to_the_session_they_are_cut_from(network):
