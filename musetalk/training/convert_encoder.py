@@ -164,7 +164,7 @@ class OnnxGraph:
     def remembered(self, qkv: str, layer: int) -> list[str]:
         """Keys and values (1, P + T, 384) of the steps before and of these; notes them as `present`."""
         both = []
-        for part, kind in ((1, "keys"), (2, "values")):
+        for part in (1, 2):
             begin, end = self.whole(part * WIDTH), self.whole((part + 1) * WIDTH)
             new = self.step("Slice", qkv, begin, end, self.whole(2))
             index = 2 * layer + part - 1
@@ -228,7 +228,7 @@ def build_encoder(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     graph.nodes.append(helper.make_node("Identity", [output], ["hidden_states"]))
     graph.nodes.append(helper.make_node("Concat", graph.present, ["present"], axis=0))
     float32, int64, pairs = TensorProto.FLOAT, TensorProto.INT64, 2 * LAYERS
-    defaults = {
+    defaults: dict[str, np.ndarray] = {
         "past": np.zeros((pairs, 0, WIDTH), np.float32),
         "position": np.zeros(1, np.int64),
         "skipped": np.zeros(1, np.int64),

@@ -4,7 +4,8 @@ Speech runs through the encoder in windows of at most 10 s that overlap by 2 s, 
 30 s: a short clip costs what it is long, the first frames leave after 9 s of input, and no sound is encoded
 without its neighbours. The network gives a curve at the encoder's 50 steps per second; frame i takes its
 value at the middle of its time on screen, (i + 0.5) / fps, so that no frame rate is special. The mouth
-network itself looks ahead `LOOK_AHEAD`, whatever the window.
+network itself looks ahead `LOOK_AHEAD`, whatever the window. A live session can't wait for such windows: it
+answers 40 ms at a time with 160 ms of sound beyond them, and what its windows share is encoded once.
 """
 
 from __future__ import annotations
