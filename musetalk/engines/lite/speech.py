@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -325,22 +324,24 @@ class MouthNetwork:
 
     def __init__(self, models_dir: Path) -> None:
         self._models_dir = models_dir
+        self._live: tuple[Any, Any] | None = None
         self.encoder = open_session(models_dir / ENCODER_FILE)
         self.network = open_session(models_dir / NETWORK_FILE)
 
-    @cached_property
-    def live_encoder(self) -> Any:
-        """The encoder for a few steps at a time: one thread, for others would cost more than they do."""
-        return open_session(self._models_dir / ENCODER_FILE, threads=1)
+    def open_live(self) -> None:
+        """Opens the networks again for a few steps at a time, before a session's first word needs them.
 
-    @cached_property
-    def live_network(self) -> Any:
-        """The mouth network, likewise."""
-        return open_session(self._models_dir / NETWORK_FILE, threads=1)
+        One thread runs them: to share so little work costs more than it saves.
+        """
+        if self._live is None:
+            names = (ENCODER_FILE, NETWORK_FILE)
+            encoder, network = (open_session(self._models_dir / name, threads=1) for name in names)
+            self._live = encoder, network
 
     def listen(self, fps: Fraction, *, live: bool = False, state: SpeechState | None = None) -> MouthListener:
         """A listener that gives mouth shapes in the order and ranges of `RIG_PARAMETERS`."""
         if live:
+            self.open_live()
             return LiveListener(self, fps, live_grid(fps), state)
         return MouthListener(self, fps, WHOLE_GRID, state)
 
@@ -378,9 +379,11 @@ class MouthNetwork:
             level.update(powers, new)
             return np.zeros((steps, len(LOW)), np.float32), None
         given = network_input(window, level, n_steps, new)
+        assert self._live is not None
+        encoder, network = self._live
         ahead = n_steps - begin - steps
         if memory is None or memory.past.shape[1] + steps + ahead > MOST_REMEMBERED:
-            states, present = self.live_encoder.run(None, {"mel": given.mel})
+            states, present = encoder.run(None, {"mel": given.mel})
         else:
             first = max(0, begin - CONVOLVED)
             further = {
@@ -389,11 +392,11 @@ class MouthNetwork:
                 "position": np.array([memory.past.shape[1]]),
                 "past": memory.past,
             }
-            states, present = self.live_encoder.run(None, further)
+            states, present = encoder.run(None, further)
             states = np.concatenate([memory.states, states], 1)
         count = states.shape[1]
         told = {"hidden_states": states, "loudness": given.loudness[n_steps - count :]}
-        (values,) = self.live_network.run(None, told)
+        (values,) = network.run(None, told)
         values = np.clip(values[count - ahead - steps : count - ahead], LOW, HIGH) * heard[:, None]
         known = states[:, : count - ahead]
         kept = known[:, max(0, known.shape[1] - REMEMBERED_STATES) :]
