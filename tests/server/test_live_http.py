@@ -254,7 +254,6 @@ def test_viewers_that_stall_vanish_and_come_again_hold_up_nobody(served, session
             good.recv(timeout=60)
 
 
-@pytest.mark.parametrize("kind", ["audio", "video"])
 def test_metrics_and_status_tell_what_a_session_costs(served, session):
     def worked() -> dict[str, float]:
         text = served.call("GET", "/metrics")[2].decode()
@@ -275,6 +274,7 @@ def test_metrics_and_status_tell_what_a_session_costs(served, session):
         assert after[name] > before.get(name, 0.0)
 
 
+@pytest.mark.parametrize("kind", ["audio", "video"])
 def test_sockets_of_a_session_that_is_not_there_are_told_why(served, kind):
     with open_socket(served, f"/v1/sessions/none/{kind}") as connection:
         assert json.loads(connection.recv(timeout=60))["type"] == "error"
