@@ -5,7 +5,7 @@ Speech runs through the encoder in windows of at most 10 s that overlap by 2 s, 
 without its neighbours. The network gives a curve at the encoder's 50 steps per second; frame i takes its
 value at the middle of its time on screen, (i + 0.5) / fps, so that no frame rate is special. The mouth
 network itself looks ahead `LOOK_AHEAD`, whatever the window. A live session can't wait for such windows: it
-answers 40 ms at a time with 160 ms of sound beyond them, and what its windows share is encoded once.
+answers 40 ms at a time with 200 ms of sound beyond them, and what its windows share is encoded once.
 """
 
 from __future__ import annotations
@@ -127,29 +127,29 @@ class Grid(NamedTuple):
 
 
 WHOLE_GRID = Grid(8 * STEPS_PER_SECOND, STEPS_PER_SECOND, STEPS_PER_SECOND)
-LIVE_CORE, LIVE_BEFORE = 2, 60
-LIVE_DELAY = STEPS_PER_SECOND // 5  # steps after its begin by which a frame has left
-LEAST_AHEAD, MOST_AHEAD = 4, 8  # steps beyond a core that a live session hears
+LIVE_CORE, LIVE_BEFORE = 2, WHOLE_GRID.before
+LIVE_DELAY = STEPS_PER_SECOND // 5  # steps after its end by which a frame has left
+LEAST_AHEAD = 4  # steps beyond a core that a live session hears
 
 
 def live_grid(fps: Fraction) -> Grid:
     """The grid that hears as far ahead as `LIVE_DELAY` lets every frame leave in time.
 
-    At 25 frames/s each core ends with a frame's middle and 8 steps are left for what follows; where middles
-    lie anywhere, 6. A frame whose middle comes later than that waits for it.
+    At 25 frames/s each core is a frame, and all of the delay is left for what follows it; at rates whose
+    frames end anywhere in a core, less.
     """
     rate = STEPS_PER_SECOND / fps
     needed = [-(-(2 * i + 1) * rate // 2) for i in range(2 * int(fps) + 2)]  # the step at or behind a middle
-    longest = max(step // LIVE_CORE * LIVE_CORE + LIVE_CORE - i * rate for i, step in enumerate(needed))
-    ahead = min(max(int(LIVE_DELAY - longest), LEAST_AHEAD), MOST_AHEAD)
-    return Grid(LIVE_CORE, LIVE_BEFORE, ahead)
+    answered = [step // LIVE_CORE * LIVE_CORE + LIVE_CORE for step in needed]
+    longest = max(step - (i + 1) * rate for i, step in enumerate(answered))
+    return Grid(LIVE_CORE, LIVE_BEFORE, min(max(int(LIVE_DELAY - longest), LEAST_AHEAD), LIVE_DELAY))
 
 
 class Memory(NamedTuple):
     """What a live session's networks remember of the steps that are answered.
 
     Attributes:
-        past: (8, P, 384) float32 the encoder's keys and values, P ≤ `MOST_REMEMBERED`.
+        past: (8, P, 384) float32 the encoder's keys and values, of 9 s at most.
         states: (5, k, 384) float32 its last states, k ≤ `REMEMBERED_STATES`.
     """
 
@@ -157,7 +157,6 @@ class Memory(NamedTuple):
     states: np.ndarray
 
 
-MOST_REMEMBERED = 400  # steps; then the encoder begins anew, for its positions are those of files
 REMEMBERED_STATES = 16  # steps that the mouth network hears before the first one that it answers
 CONVOLVED = 2  # steps before the first new one that the encoder's convolutions hear
 
@@ -289,7 +288,8 @@ class LiveListener(MouthListener):
     """A listener that answers a fixed time behind the sound.
 
     What its windows have in common is encoded once: of each step the encoder's keys and values are kept as
-    they were when `ahead` steps beyond it were known.
+    they were when the steps that are heard ahead were known. Where a window of a whole file begins, the
+    encoder begins anew from the same step on: its states depend on their positions.
     """
 
     def _shapes(
@@ -297,7 +297,9 @@ class LiveListener(MouthListener):
     ) -> tuple[np.ndarray, Memory | None]:
         if len(window) < self._window_end():  # at the end silence follows, and nothing is to be remembered
             return super()._shapes(window, level, begin, steps)
-        return self._network.next_shapes(window, level, begin, steps, self._state.memory)
+        anew = self._state.answered % WHOLE_GRID.core == 0
+        memory = None if anew else self._state.memory
+        return self._network.next_shapes(window, level, begin, steps, memory)
 
 
 def frame_values(curve: np.ndarray, first_step: int, frames: range, fps: Fraction) -> np.ndarray:
@@ -382,7 +384,7 @@ class MouthNetwork:
         assert self._live is not None
         encoder, network = self._live
         ahead = n_steps - begin - steps
-        if memory is None or memory.past.shape[1] + steps + ahead > MOST_REMEMBERED:
+        if memory is None:
             states, present = encoder.run(None, {"mel": given.mel})
         else:
             first = max(0, begin - CONVOLVED)

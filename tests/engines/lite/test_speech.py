@@ -173,8 +173,8 @@ def test_live_prompts_leave_at_most_200_ms_behind_the_sound(network, fps):
     listener, given = network.listen(fps, live=True), 0
     for heard, block in enumerate(_blocks(_speech(3), 160), 1):
         given += sum(map(len, listener.hear(block)))
-        begun = (heard * 160 - 3200) * fps / 16_000  # frames on screen 200 ms ago
-        assert given >= int(begun)
+        over = (heard * 160 - 3200) * fps / 16_000  # frames that ended 200 ms ago
+        assert given >= int(over)
 
 
 def test_live_curves_are_those_of_the_whole_speech(network):
@@ -183,7 +183,7 @@ def test_live_curves_are_those_of_the_whole_speech(network):
         rig_opening(np.concatenate(list(hear_all(network.listen(Fraction(25), live=live), [waveform]))))
         for live in (True, False)
     )
-    assert np.corrcoef(live, whole)[0, 1] > 0.96
+    assert np.corrcoef(live, whole)[0, 1] > 0.97
 
 
 def test_a_live_session_goes_on_from_its_state(network):
