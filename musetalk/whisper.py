@@ -64,12 +64,13 @@ def _hann_window() -> np.ndarray:
     return window
 
 
-def log_mel(segment: np.ndarray, n_frames: int = MEL_FRAMES) -> np.ndarray:
+def log_mel(segment: np.ndarray, n_frames: int = MEL_FRAMES, at_once: int = MEL_CHUNK) -> np.ndarray:
     """Whisper's input for one segment.
 
     Args:
         segment: (n,) float32 at 16 kHz, at most n_frames × 10 ms; silence is appended up to there.
         n_frames: 3000 for Whisper's 30 s; fewer for encoders that take shorter segments.
+        at_once: frames that are transformed together.
 
     Returns:
         (80, n_frames) float32: log10 of the mel power, floored 8 below the segment's maximum, then
@@ -80,10 +81,10 @@ def log_mel(segment: np.ndarray, n_frames: int = MEL_FRAMES) -> np.ndarray:
     padded = np.pad(padded, N_FFT // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:n_frames]
     mel_power = np.empty((N_MELS, n_frames))
-    for start in range(0, n_frames, MEL_CHUNK):
-        spectrum = np.fft.rfft(windows[start : start + MEL_CHUNK] * _hann_window(), axis=1)
+    for start in range(0, n_frames, at_once):
+        spectrum = np.fft.rfft(windows[start : start + at_once] * _hann_window(), axis=1)
         power = spectrum.real**2 + spectrum.imag**2
-        mel_power[:, start : start + MEL_CHUNK] = mel_filters() @ power.T
+        mel_power[:, start : start + at_once] = mel_filters() @ power.T
     log_power = np.log10(np.maximum(mel_power, 1e-10))
     log_power = np.maximum(log_power, log_power.max() - 8.0)
     return ((log_power + 4.0) / 4.0).astype(np.float32)

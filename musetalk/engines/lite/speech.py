@@ -20,7 +20,7 @@ import numpy as np
 from musetalk.device import usable_cores
 from musetalk.engines.lite.parameters import HIGH, LOW
 from musetalk.errors import WeightsError
-from musetalk.whisper import STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_mel
+from musetalk.whisper import MEL_CHUNK, STEP_SAMPLES, STEPS_PER_SECOND, frame_count, log_mel
 
 ENCODER_FILE = "whisper_tiny_en_encoder.onnx"
 NETWORK_FILE = "mouth_network.onnx"
@@ -104,7 +104,7 @@ def network_input(
     powers = step_powers(window, n_steps)
     speech_power = level.update(powers[: max(1, len(window) // STEP_SAMPLES)], new)
     gain = np.float32(np.sqrt(SPEECH_LEVEL / speech_power))
-    mel = log_mel(window * gain, 2 * n_steps)
+    mel = log_mel(window * gain, 2 * n_steps, MEL_CHUNK if new is None else LIVE_MEL_FRAMES)
     return NetworkInput(mel[None], loudness(powers, speech_power))
 
 
@@ -158,6 +158,7 @@ class Memory(NamedTuple):
 
 
 REMEMBERED_STATES = 16  # steps that the mouth network hears before the first one that it answers
+LIVE_MEL_FRAMES = 12  # at once: for so few BLAS wakes no second thread, which would cost more than it saves
 CONVOLVED = 2  # steps before the first new one that the encoder's convolutions hear
 
 
