@@ -34,7 +34,7 @@ from musetalk.batch.schedule import Task
 from musetalk.batch.transfer import is_remote, name_of
 from musetalk.device import card_memory
 from musetalk.errors import EngineError, InterruptedRun, MuseTalkError, OutputError
-from musetalk.files import atomic_file, remove_file, remove_folder
+from musetalk.files import atomic_file, claim, remove_file, remove_folder, sweep
 from musetalk.templates.store import TemplateStore, check_template_id
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ POLL = 0.5  # seconds
 PATIENCE = 30.0  # seconds without a worker after which a person is told
 END_SECONDS = 6.0  # in which actors drop what they do
 MARK_PREFIX = ".batch-"
+MARK_PATTERN = r"\.batch-[0-9a-f]{16}"
 CONTROL, WORK = "control", "work"  # threads of an actor: so that it can be told to stop while it renders
 SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 MUSETALK_CORES = 2.0  # for an actor that runs MuseTalk without a card
@@ -327,7 +328,8 @@ class RayCrew:
         self._store = TemplateStore(setup.cache_dir)
         self._mark = setup.cache_dir / f"{MARK_PREFIX}{secrets.token_hex(8)}"
         setup.cache_dir.mkdir(parents=True, exist_ok=True)
-        self._mark.touch()
+        sweep(setup.cache_dir, MARK_PATTERN)  # those of drivers that were killed
+        self._claimed = claim(self._mark)
         self._believed = None if shared is False else self._mark
         groups = {CONTROL: 1, WORK: 1}
         options = {"num_cpus": staff.cpus, "num_gpus": staff.gpus, "max_restarts": 0}
@@ -449,6 +451,7 @@ class RayCrew:
         import ray
 
         with contextlib.suppress(OSError):
+            self._claimed.close()
             remove_file(self._mark)
         members = list(self._members.values())
         self._members.clear()

@@ -132,6 +132,7 @@ def sums(folder: Path, count: int) -> list[str]:
 
 @RAY
 def test_a_killed_actor_and_a_killed_node_cost_no_clip(place, tmp_path, write_tone):
+    (place.cache / ".batch-0123456789abcdef").touch()  # of a driver that was killed
     jobs = jobs_in(tmp_path, write_tone(8000), 18)
     crew = RayCrew(Setup(place.cache), Staff(3, 1.0), silent)
     killed: list[str] = []
