@@ -273,7 +273,11 @@ class MuseTalkEngine:
     def _encode_audio(self, mel: np.ndarray) -> np.ndarray:
         """(80, 3000) float32 → (layers + 1, 1500, 384) float32."""
         with memory_needed(self.device, "encoding audio"):
-            return self.runtime.encode_audio(mel)
+            runtime = self.runtime
+            try:
+                return runtime.encode_audio(mel)
+            except EngineError as e:
+                return self._in_place_of(runtime, e).encode_audio(mel)
 
     def generate_mixed(
         self, requests: Sequence[tuple[Generator, np.ndarray, Sequence[int]]]
@@ -399,7 +403,7 @@ class MuseTalkEngine:
     ) -> tuple[MuseTalkGenerator, list[FaceDecoder]]:
         """A generator, its networks loaded or compiled, and what decodes its faces in the wanted ways.
 
-        torch takes OpenVINO's place where that can't be had and needn't.
+        torch takes OpenVINO's place where that can't be had and needn't be.
 
         Args:
             wanted: decoders, and the part of the face that each is to decode; None: all of it.
@@ -411,14 +415,23 @@ class MuseTalkEngine:
                 generator.runtime.decoder(kind, rectangle, generator.faces_at_rest, optimise=optimise)
                 for kind, rectangle in wanted
             ]
-        except DeviceError:
-            raise
         except EngineError as e:
-            if isinstance(self.runtime, TorchRuntime) or self._config.runtime == "openvino":
-                raise
-            log.warning("⚠️ %s; going on with torch", e)
-            self.runtime = TorchRuntime(self.network, self.device, self.dtype)
+            self._in_place_of(generator.runtime, e)
             return self._prepared(template, wanted, optimise=optimise)
+
+    def _in_place_of(self, runtime: Runtime, error: EngineError) -> Runtime:
+        """torch, where OpenVINO can't be had; what is open already goes on with what it has.
+
+        Raises:
+            EngineError: `error`, where OpenVINO was asked for by name, torch failed or memory is missing.
+        """
+        asked_for = isinstance(runtime, TorchRuntime) or self._config.runtime == "openvino"
+        if asked_for or isinstance(error, DeviceError):
+            raise error
+        if self.runtime is runtime:  # somebody else may have met it at the same time
+            log.warning("⚠️ %s; going on with torch", error)
+            self.runtime = TorchRuntime(self.network, self.device, self.dtype)
+        return self.runtime
 
     def _let_go(self) -> None:
         """Gives back networks that were loaded only to make those that run."""

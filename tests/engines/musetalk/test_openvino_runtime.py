@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,12 @@ import numpy as np
 import pytest
 
 from musetalk.config import REPOSITORY, EngineConfig
-from musetalk.engines.base import TemplateJudge
+from musetalk.engines.base import Engine, Listener, TemplateJudge, hear_all
 from musetalk.engines.choice import create_engine
 from musetalk.engines.musetalk import openvino_conversion, openvino_runtime
+from musetalk.engines.musetalk.engine import MuseTalkEngine
+from musetalk.engines.musetalk.openvino_runtime import OpenVinoRuntime
+from musetalk.engines.musetalk.torch_runtime import TorchRuntime
 from musetalk.errors import EngineError
 from musetalk.templates.template import Template
 from tests.engines.conftest import NEEDS_FULL, latent_template, model_paths
@@ -38,6 +44,20 @@ def faces(models: Path, runtime: str, template: Template | None = None, **settin
     engine = create_engine("musetalk", config, "cpu")
     prompts = np.random.RandomState(3).randn(3, 20, 384).astype(np.float32)
     return np.stack(engine.open(template or latent_template()).generate(prompts, [0, 1, 0]))
+
+
+def settings(models: Path) -> EngineConfig:
+    return EngineConfig(engine="musetalk", models=model_paths(models), fp16=False)
+
+
+def auto_engine(models: Path) -> MuseTalkEngine:
+    engine = create_engine("musetalk", settings(models), "cpu")
+    assert isinstance(engine, MuseTalkEngine) and isinstance(engine.runtime, OpenVinoRuntime)
+    return engine
+
+
+def listening(engine: Engine) -> Listener:
+    return engine.listen(Fraction(25))
 
 
 def test_openvino_gives_torchs_frames_and_converts_once(
@@ -101,6 +121,50 @@ def test_auto_goes_on_with_torch_where_openvino_cant(
     assert "going on with torch" in caplog.text
     with pytest.raises(EngineError, match="Permission denied"):
         faces(models, "openvino")
+
+
+def test_auto_goes_on_with_torch_for_all_who_open_at_once(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_runtime, "WORTHWHILE_BYTES", 1)
+    engine = auto_engine(models)
+    begun, asked, decoder = threading.Barrier(2), itertools.count(), OpenVinoRuntime.decoder
+
+    def together(self: OpenVinoRuntime, *wanted: Any, **how: Any) -> Any:
+        begun.wait(60)
+        return decoder(self, *wanted, **how)
+
+    def read_only(*_: object, **__: object) -> Path:
+        if next(asked):  # the other one has gone on with torch already
+            while isinstance(engine.runtime, OpenVinoRuntime):
+                pass
+        raise PermissionError(13, "Permission denied", "openvino")
+
+    monkeypatch.setattr(OpenVinoRuntime, "decoder", together)
+    monkeypatch.setattr(openvino_runtime, "converted_path", read_only)
+    with ThreadPoolExecutor(2) as threads:
+        opening = [threads.submit(engine.open, latent_template()) for _ in range(2)]
+    assert all(isinstance(opened.result().runtime, TorchRuntime) for opened in opening)
+
+
+def test_auto_hears_with_torch_where_openvino_cant_and_open_templates_go_on(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_runtime, "WORTHWHILE_BYTES", 1)
+    engine = auto_engine(models)
+    generator = engine.open(latent_template())
+    prompts = np.random.RandomState(3).randn(2, 20, 384).astype(np.float32)
+    shown = generator.generate(prompts, [0, 1])
+
+    def read_only(*_: object, **__: object) -> Path:
+        raise PermissionError(13, "Permission denied", "openvino")
+
+    monkeypatch.setattr(openvino_runtime, "converted_path", read_only)
+    heard = [next(hear_all(listening(engine), [np.zeros(16_000, np.float32)])) for _ in range(2)]
+    torchs = create_engine("musetalk", dataclasses.replace(settings(models), runtime="torch"), "cpu")
+    expected = next(hear_all(listening(torchs), [np.zeros(16_000, np.float32)]))
+    assert all((one == expected).all() for one in heard)
+    assert (np.stack(generator.generate(prompts, [0, 1])) == np.stack(shown)).all()
 
 
 def test_a_region_through_openvino_gives_torchs_pixels(models: Path) -> None:
