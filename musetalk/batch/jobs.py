@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musetalk.batch.transfer import is_remote, local_path, name_of
+from musetalk.batch.transfer import absolute, is_remote, name_of
 from musetalk.config import (
     IMAGE_SUFFIXES,
     SOURCE_FPS,
@@ -206,14 +206,14 @@ def _job(row: int, cells: Mapping[str, Any], defaults: Settings) -> Job:
         raise InputError(f"{' and '.join(missing)} missing 缺少参数", "fill the row's cells")
     template, audio, output = (filled.pop(name) for name in REQUIRED)
     settings = _settings(filled, defaults)
-    picture = _place(template) if is_picture_name(template) else ""
+    picture = absolute(template) if is_picture_name(template) else ""
     if not picture and (said := sorted(filled.keys() & _TEMPLATE.keys())):
         raise InputError(
             f"{', '.join(said)} says nothing to a template that is there: {template}",
             "name the picture to make a template of 请填写图片路径",
         )
     template_id = _made_id(picture, settings) if picture else check_template_id(template)
-    places = (template_id, picture, _place(audio), _place(output))
+    places = (template_id, picture, absolute(audio), absolute(output))
     return Job(row, *places, settings, _key(places, settings))
 
 
@@ -250,10 +250,6 @@ def is_picture_name(template: str) -> bool:
     """Whether a row's template is a picture, clip or folder to make one of, not the id of one."""
     place = any(mark in template for mark in "/\\")
     return place or template.lower().endswith(PICTURE_SUFFIXES)
-
-
-def _place(text: str) -> str:
-    return text if is_remote(text) else str(local_path(text))
 
 
 def _made_id(picture: str, settings: Settings) -> str:

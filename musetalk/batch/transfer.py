@@ -34,6 +34,21 @@ def local_path(place: str) -> Path:
     return Path(place).absolute()
 
 
+def absolute(place: str) -> str:
+    """What a row says as an absolute path or the address as it is.
+
+    Raises:
+        InputError: an address that can't be read, "s3://[x" say.
+    """
+    try:
+        if not is_remote(place):
+            return str(local_path(place))
+        urlsplit(place)
+    except (ValueError, OSError) as e:
+        raise InputError(f"{place} is no address 地址无效: {e}", "use a path, s3://, https:// or file://") from e
+    return place
+
+
 def name_of(place: str) -> str:
     """The file's own name."""
     return unquote(urlsplit(place).path).rpartition("/")[2] if is_remote(place) else Path(place).name

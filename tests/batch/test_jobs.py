@@ -105,6 +105,9 @@ def test_rows_inherit_what_they_do_not_say():
         ({"template": "a|b"}, "template_id|template id"),
         ({"template": "there", "bbox_shift": "2"}, "bbox_shift says nothing"),
         ({"template": "f.png", "parsing_mode": "nose"}, "parsing_mode"),
+        ({"template": "s3://[bucket/f.png"}, "no address"),
+        ({"audio": "https://[host/a.wav"}, "no address"),
+        ({"output": "file://[host/o.mp4"}, "no address"),
     ],
 )
 def test_a_bad_value_refuses_its_row_alone(cells, words):
