@@ -109,9 +109,9 @@ class ClipMaker:
             setup.cache_dir, templates=OpenTemplates(setup.memory_limit)
         )
 
-    def prepare(self, job: Job) -> Outcome:
-        """Makes the job's template, or finds it up to date."""
-        return _told(lambda: self._prepare(job))
+    def prepare(self, job: Job, cancel: threading.Event | None = None) -> Outcome:
+        """Makes the job's template, or finds it up to date; nothing is left of it once `cancel` is set."""
+        return _told(lambda: self._prepare(job, cancel))
 
     def render(self, job: Job, cancel: threading.Event | None = None) -> Outcome:
         """Makes the job's clip; nothing is left of it once `cancel` is set."""
@@ -124,11 +124,12 @@ class ClipMaker:
             engine = dataclasses.replace(engine, device=self._device)
         return self._service.sharing(engine, settings.encoding, settings.template)
 
-    def _prepare(self, job: Job) -> Outcome:
+    def _prepare(self, job: Job, cancel: threading.Event | None) -> Outcome:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="musetalk-") as folder:
             picture = fetch(job.picture, Path(folder))
-            answer = self._service_for(job).preprocess_template(job.template_id, picture)
+            service = self._service_for(job)
+            answer = service.preprocess_template(job.template_id, picture, cancel=cancel)
         seconds = time.perf_counter() - start
         return Outcome(seconds, engine=answer["engine"], device=answer["device"])
 

@@ -29,7 +29,7 @@ from musetalk.errors import MuseTalkError
 from musetalk.service import IntegratedMuseTalkService
 
 POLL = 0.5  # seconds after which a wait is begun anew: on Windows signals aren't noticed in it
-END_SECONDS = 6.0  # in which a worker drops what it does; templates that are made can't be dropped
+END_SECONDS = 6.0  # in which a worker drops what it does
 KILL_SECONDS = 2.0
 MAX_PROCESSES = 256
 LITE_BYTES = 600 << 20  # of memory for a process that runs lite, one open template of a portrait among it
@@ -233,5 +233,5 @@ def _work(connection: Connection, setup: Setup, device: str | None, begin: Calla
     with contextlib.suppress(OSError):  # the driver has gone
         connection.send(None)
         while (task := tasks.get()) is not None and not cancel.is_set():
-            made = maker.prepare(task.job) if task.kind == "prepare" else maker.render(task.job, cancel)
-            connection.send(made)
+            do = maker.prepare if task.kind == "prepare" else maker.render
+            connection.send(do(task.job, cancel))

@@ -223,9 +223,8 @@ class ClipActor:
             return failure(e), None
 
     def _work(self, task: Task) -> Outcome:
-        if task.kind == "prepare":
-            return self._maker.prepare(task.job)
-        return self._maker.render(task.job, self._cancel)
+        do = self._maker.prepare if task.kind == "prepare" else self._maker.render
+        return do(task.job, self._cancel)
 
     def _work_away(
         self, task: Task, template: Any, files: Mapping[str, bytes], folder: Path
@@ -276,6 +275,16 @@ def unpack(store: TemplateStore, template_id: str, reference: Any) -> None:
         for target in (store.pickle_path(template_id), path):
             with atomic_file(target) as stream:
                 stream.write(packed[target.name])
+
+
+def contents_of(places: Iterable[str]) -> dict[str, bytes]:
+    """What files of this machine hold; of those that can't be read the node says that they are missing."""
+    found = {}
+    for place in places:
+        if not is_remote(place):
+            with contextlib.suppress(OSError, ValueError):
+                found[place] = Path(place).read_bytes()
+    return found
 
 
 def _moved(job: Job, files: Mapping[str, bytes], folder: Path) -> Job:
@@ -376,8 +385,7 @@ class RayCrew:
                 with contextlib.suppress(MuseTalkError):  # the node says that it is missing
                     self._templates[job.template_id] = ray.put(pack(self._store, job.template_id))
             template = [found] if (found := self._templates.get(job.template_id)) is not None else []
-        local = [place for place in wanted if not is_remote(place) and Path(place).is_file()]
-        return template, {place: Path(place).read_bytes() for place in local}
+        return template, contents_of(wanted)
 
     def wait(self) -> Iterable[Event]:
         """See `Crew`."""

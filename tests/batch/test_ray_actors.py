@@ -22,7 +22,7 @@ from musetalk.batch.clips import ClipMaker, Setup
 from musetalk.batch.crew import Done, Event, Lost, Ready, carry_out
 from musetalk.batch.jobs import Job, Settings, make_jobs
 from musetalk.batch.pool import CARD_BYTES
-from musetalk.batch.ray_actors import Asked, RayCrew, Staff, card_share, pack, staff_for
+from musetalk.batch.ray_actors import Asked, RayCrew, Staff, card_share, contents_of, pack, staff_for
 from musetalk.batch.schedule import Schedule, Settled, Task
 from musetalk.config import EncodingConfig
 from musetalk.errors import CacheMissingError
@@ -220,6 +220,21 @@ def test_a_signal_ends_the_command_cleanly_and_it_goes_on(place, tmp_path, write
     again = json.loads(done.stdout)
     assert done.returncode == 0 and again["skipped"] == answer["done"] >= 1, done.stderr.decode()
     assert again["skipped"] + again["done"] == 4
+
+
+def test_a_file_that_cannot_be_read_costs_its_row_and_not_the_batch(tmp_path, monkeypatch):
+    good, locked, read = tmp_path / "good.wav", tmp_path / "locked.wav", Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    for path in (good, locked):
+        path.write_bytes(b"sound")
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    places = [str(good), str(locked), str(tmp_path), str(tmp_path / "none.wav"), "s3://bucket/a.wav"]
+    assert contents_of(places) == {str(good): b"sound"}
 
 
 def test_a_template_that_is_missing_cannot_travel(tmp_path):
