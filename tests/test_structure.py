@@ -54,6 +54,7 @@ ONLY_WHEN_ASKED = {
     "faces/bisenet.py",
     "faces/covered_mouth.py",
     "faces/mmpose_standins.py",
+    "training/covers.py",
     "training/mouth_model.py",
 }
 """Modules that a framework may be imported at the top of, since they are imported only to use it."""

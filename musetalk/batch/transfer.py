@@ -45,7 +45,9 @@ def absolute(place: str) -> str:
             return str(local_path(place))
         urlsplit(place)
     except (ValueError, OSError) as e:
-        raise InputError(f"{place} is no address 地址无效: {e}", "use a path, s3://, https:// or file://") from e
+        raise InputError(
+            f"{place} is no address 地址无效: {e}", "use a path, s3://, https:// or file://"
+        ) from e
     return place
 
 
