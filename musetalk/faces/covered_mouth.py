@@ -1,9 +1,9 @@
 """Whether something hides the mouth: a mask, a hand, a microphone.
 
 The decision a reader would question: a weighted sum of edges and colours, not a network. What it weighs was
-learnt from some two hundred faces of photographs and films, coloured and grey, each as it is and with covers
-drawn on it (masks of paper and cloth, hands, microphones, cups, cards), by logistic regression. It is asked
-for a warning only: what it takes for covered is worked on all the same.
+learnt by `training.covered_mouth` from some hundred faces of photographs, films and drawings, coloured and
+grey, each as it is and with covers drawn on it (masks of paper and cloth, hands, microphones, cards). It is
+asked for a warning only: what it takes for covered is worked on all the same.
 """
 
 from __future__ import annotations
