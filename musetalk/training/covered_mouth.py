@@ -1,15 +1,15 @@
 """Learn what a covered mouth looks like: `python -m musetalk.training.covered_mouth FOLDER`.
 
 The folder holds pictures of faces whose mouths are free. Each is looked at as it is and with covers drawn on
-it (`covers`), in colour and in grey, and a logistic regression weighs what `faces.covered_mouth` measures; the
-same folder gives the same weights. The decision a reader would question: the constant is moved so that few
-free mouths are called covered. The warning is of use only where it is rare.
+it (`covers`), in colour and in grey, and a logistic regression weighs what `faces.covered_mouth` measures;
+the same folder gives the same weights. The decision a reader would question: the constant is moved so that
+few free mouths are called covered. The warning is of use only where it is rare.
 
 The bundled weights come from 133 pictures, 420 pixels at most, whose origin NOTICES.md names. Called covered
-by fits that never saw the picture: 2.3 % of free mouths; 95 % of masks, 92 % of cloths, 91 % of hands, 94 % of
-microphones, 97 % of cards. With other drawings, among them photographed masks, on mostly the same faces: masks
-94 to 98 %, cloths 87 %, hands 95 %, microphones 92 %, free mouths 0.5 %. No photograph of a really covered
-mouth was at hand.
+by fits that never saw the picture: 2.3 % of free mouths; 95 % of masks, 92 % of cloths, 91 % of hands, 94 %
+of microphones, 97 % of cards. With other drawings, among them photographed masks, on mostly the same faces:
+masks 94 to 98 %, cloths 87 %, hands 95 %, microphones 92 %, free mouths 0.5 %. No photograph of a really
+covered mouth was at hand.
 """
 
 from __future__ import annotations
