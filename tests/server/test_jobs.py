@@ -326,7 +326,7 @@ def test_housekeeping_goes_on_after_a_round_that_failed(monkeypatch):
             raise FileNotFoundError("it vanished")
 
         callers = SimpleNamespace(keep_house=lambda: count("sweeps"), end_overdue=lambda: count("deadlines"))
-        task = asyncio.create_task(serve._keep_house(callers))
+        task = asyncio.create_task(serve.keep_house(callers))
         waiting = asyncio.create_task(enough.wait())
         await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
         for left in (task, waiting):
