@@ -137,7 +137,7 @@ class Callers:
     def end_overdue(self) -> None:
         """Ends what takes longer than a job may."""
         self.jobs.end_overdue()
-        self.worker.end_overdue()
+        self.worker.line.end_overdue()
 
     def ping(self) -> dict[str, Any]:
         """That the worker is there."""

@@ -30,9 +30,10 @@ from musetalk.files import atomic_file, remove_file, remove_folder
 from musetalk.media.fragments import FragmentWriter, Picture
 from musetalk.pipeline import StageClock
 from musetalk.rendering import Request, render
+from musetalk.server.line import Turn
 from musetalk.server.paths import hide_folders
 from musetalk.server.signals import Changes
-from musetalk.server.worker import Place, Turn, Worker
+from musetalk.server.worker import Place, Worker
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 
@@ -366,7 +367,7 @@ class Jobs:
     def _run(self, running: RunningJob) -> None:
         job = running.job
         try:
-            with self._worker.in_turn(running.turn):
+            with self._worker.line.in_turn(running.turn):
                 if not job.final:
                     self._render(running)
         except MuseTalkError as e:
@@ -484,7 +485,7 @@ class Jobs:
         """Ends a job whose thread may be anywhere: what that makes of it afterwards doesn't count."""
         self._end(running.job, status, error)
         running.stop()
-        self._worker.leave(running.turn)
+        self._worker.line.leave(running.turn)
 
     def _end(self, job: Job, status: Status, error: dict[str, str] | None) -> None:
         """Gives a job its final state, the first one that it gets."""

@@ -43,7 +43,7 @@ class WorkerCollector:
         gauges = {
             "sessions": ("sessions that hold a place", worker.sessions),
             "capacity": ("sessions at 25 frames/s that fit", worker.capacity),
-            "running": ("pieces of work under way or waiting", worker.running),
+            "running": ("pieces of work under way or waiting", len(worker.line)),
             "queue_depth": (
                 "faces that wait for their device",
                 sum(place.scheduler.depth for place in worker.places),
@@ -151,7 +151,7 @@ def operations_router(app: FastAPI, worker: Worker, registry: CollectorRegistry)
         if not request.scope["state"].get("operator"):
             raise HTTPException(403, "only operators may drain: from this machine, or with the token 无权限")
         worker.draining = True
-        return {"success": True, "status": "draining", "running": worker.running}
+        return {"success": True, "status": "draining", "running": len(worker.line)}
 
     @router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     def docs() -> str:

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,20 @@ from musetalk.config import (
 )
 from musetalk.device import usable_cores
 from musetalk.engines.registry import EngineRegistry
-from musetalk.errors import BusyError, CancelledRun
+from musetalk.errors import BusyError
 from musetalk.open_templates import OpenTemplates
 from musetalk.rendering import Conduct, GenerateFaces, OpenedTemplate
 from musetalk.server.capacity import SESSION_FPS, Cost, measured_cost, warm_up
 from musetalk.server.clients import Clients
+from musetalk.server.line import POLL, Line, Turn
 from musetalk.server.scheduler import Scheduler
+from musetalk.server.shared_work import SharedWork
 from musetalk.service import InferenceAnswer, IntegratedMuseTalkService, PreprocessAnswer
 from musetalk.templates.store import TemplateStore
 
 log = logging.getLogger(__name__)
 
 QUEUED_PER_THREAD = 32  # requests that may wait for each that runs
-POLL = 0.05  # seconds between looks at the time that is left
 FAREWELL = 1.0  # seconds of the grace in which sessions that still speak are ended and say so
 
 
@@ -98,44 +98,6 @@ class Seat:
     client: str = ""
 
 
-@dataclasses.dataclass(eq=False)
-class Turn:
-    """A piece of work that waits for its turn or has it.
-
-    Attributes:
-        cancel: ends it, also where it takes too long.
-        deadline: on the monotonic clock.
-        runs: it has its turn.
-        seated: it runs on a session's place, and takes none from files.
-    """
-
-    cancel: threading.Event
-    deadline: float
-    runs: bool = False
-    seated: bool = False
-
-
-class SharedCancel(threading.Event):
-    """Is set once everybody who waits for a piece of work has cancelled it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._all: list[threading.Event] = []
-
-    def join(self, cancel: threading.Event | None) -> None:
-        """Somebody waits for it too, until he cancels."""
-        self._all.append(cancel or threading.Event())
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was ended for all, who still waits among them."""
-        return super().is_set()
-
-    def is_set(self) -> bool:
-        """Whether nobody waits any more, or it was ended for all."""
-        return self.ended or all(cancel.is_set() for cancel in self._all)
-
-
 class Worker:
     """Engines, open templates, sessions and the work that runs.
 
@@ -183,11 +145,11 @@ class Worker:
             self.places.append(Place(service, Scheduler(name, usable_cores() if name == "cpu" else 1)))
         self.rate = 0.0  # frames per second that all sessions together may take
         self._changed = threading.Condition()
-        self._turns: list[Turn] = []  # in the order they came
+        self.line = Line(lambda: self.work_slots, self._changed)
         self.frames = 0  # made so far
         self.refused = 0  # requests and sessions
         self.stages: dict[str, tuple[int, float]] = {}  # times that each was gone through, and its seconds
-        self._joined: dict[tuple[object, ...], tuple[Future[PreprocessAnswer], SharedCancel]] = {}
+        self._made = SharedWork[PreprocessAnswer]()
 
     @property
     def service(self) -> IntegratedMuseTalkService:
@@ -198,11 +160,6 @@ class Worker:
     def folders(self) -> tuple[Path, ...]:
         """Those that callers from elsewhere needn't know the places of."""
         return self.service.store.cache_dir, self.server.videos_dir, self.server.temp_dir, REPOSITORY
-
-    @property
-    def running(self) -> int:
-        """Pieces of work under way or waiting."""
-        return len(self._turns)
 
     @property
     def sessions(self) -> int:
@@ -278,37 +235,13 @@ class Worker:
             BusyError: too much waits already, or the worker is being stopped.
             CancelledRun: `cancel` was set.
         """
+
+        def make(shared: threading.Event) -> PreprocessAnswer:
+            with self.work(shared):
+                return self.make_template(template_id, source, settings, force_refresh, cache_dir, shared)
+
         key = (template_id, str(source), settings, force_refresh, cache_dir)
-        with self._changed:
-            mine = key not in self._joined
-            answer, shared = self._joined.setdefault(key, (Future(), SharedCancel()))
-            shared.join(cancel)
-        if mine:
-            try:
-                with self.work(shared):
-                    return self._tell(
-                        key,
-                        self.make_template(template_id, source, settings, force_refresh, cache_dir, shared),
-                    )
-            except BaseException as e:
-                self._forget(key).set_exception(e)
-                raise
-        try:
-            return _result(answer, cancel)
-        except CancelledRun:
-            if shared.ended or (cancel is not None and cancel.is_set()):
-                raise
-        # it was cancelled by all who had asked for it before
-        return self.preprocess(template_id, source, settings, force_refresh, cache_dir, cancel)
-
-    def _tell(self, key: tuple[object, ...], made: PreprocessAnswer) -> PreprocessAnswer:
-        self._forget(key).set_result(made)
-        return made
-
-    def _forget(self, key: tuple[object, ...]) -> Future[PreprocessAnswer]:
-        """The answer that everybody waits for who has joined so far; whoever comes now asks anew."""
-        with self._changed:
-            return self._joined.pop(key)[0]
+        return self._made.do(key, make, cancel)
 
     def make_template(
         self,
@@ -397,7 +330,7 @@ class Worker:
             BusyError: too much waits already, or the worker is being stopped.
             CancelledRun: `cancel` was set while it waited.
         """
-        with self.in_turn(self._come(cancel, QUEUED_PER_THREAD * self.most_work)):
+        with self.line.in_turn(self._come(cancel, QUEUED_PER_THREAD * self.most_work)):
             yield
 
     def promise(self, cancel: threading.Event) -> Turn:
@@ -419,63 +352,17 @@ class Worker:
         try:
             yield
         finally:
-            self.leave(turn)
+            self.line.leave(turn)
 
     def _come(self, cancel: threading.Event | None, limit: int | None, *, seated: bool = False) -> Turn:
         with self._changed:
             self.check_open()
-            waiting = self.queued
+            waiting = self.line.waiting
             if limit is not None and waiting >= limit:
                 self.refused += 1
                 raise BusyError(f"{waiting} requests wait already 排队已满", "try again later", 10)
             deadline = time.monotonic() + self.server.job_deadline
-            turn = Turn(cancel or threading.Event(), deadline, runs=seated, seated=seated)
-            self._turns.append(turn)
-            return turn
-
-    @property
-    def queued(self) -> int:
-        """Pieces of work that wait."""
-        return sum(not turn.runs for turn in self._turns)
-
-    @contextmanager
-    def in_turn(self, turn: Turn) -> Iterator[None]:
-        """The turn of what has a place in the line, which it leaves in the end.
-
-        Raises:
-            CancelledRun: it was cancelled, or left the line, while it waited.
-        """
-        try:
-            with self._changed:
-                while not self._is_next(turn):
-                    self._changed.wait(POLL)
-                turn.runs = True
-            yield
-        finally:
-            self.leave(turn)
-
-    def _is_next(self, turn: Turn) -> bool:
-        if turn.cancel.is_set() or turn not in self._turns:
-            raise CancelledRun("the request was cancelled 已取消", "")
-        first = next(one for one in self._turns if not one.runs)
-        under_way = sum(one.runs and not one.seated for one in self._turns)
-        return turn is first and under_way < self.work_slots
-
-    def leave(self, turn: Turn) -> None:
-        """Frees the turn of what has ended, or of what is stuck and no longer counts."""
-        with self._changed:
-            if turn in self._turns:
-                self._turns.remove(turn)
-                self._changed.notify_all()
-
-    def end_overdue(self) -> None:
-        """Cancels what has taken longer than a job may, and frees its turn even where it is stuck."""
-        now = time.monotonic()
-        with self._changed:
-            overdue = [turn for turn in self._turns if turn.deadline < now]
-        for turn in overdue:
-            turn.cancel.set()
-            self.leave(turn)
+            return self.line.join(Turn(cancel or threading.Event(), deadline, runs=seated, seated=seated))
 
     def note_rendering(self, stages: Mapping[str, float], frames: int) -> None:
         """Counts what a rendering made and the seconds that its stages took."""
@@ -545,7 +432,7 @@ class Worker:
             return not (left or self.cut_off)
 
     def _unfinished(self) -> bool:
-        return bool(self._turns) or any(seat.live for place in self.places for seat in place.seats)
+        return bool(self.line) or any(seat.live for place in self.places for seat in place.seats)
 
     def ends_session(self, speaking: bool) -> bool:
         """Whether a live session ends now because the worker does: when it has spoken, or at the last."""
@@ -568,8 +455,8 @@ class Worker:
             "uptime": round(time.monotonic() - self.started, 1),
             "active_sessions": self.sessions,
             "capacity": self.capacity,
-            "running": self.running - self.queued,
-            "queued": self.queued,
+            "running": len(self.line) - self.line.waiting,
+            "queued": self.line.waiting,
             "queue_depth": sum(place.scheduler.depth for place in self.places),
             "templates_cached": info["cache_info"]["template_count"],
             "templates_open": sum(len(place.service.templates.templates()) for place in self.places),
@@ -581,15 +468,3 @@ class Worker:
                 "engines": info["engines"],
             },
         }
-
-
-def _result(answer: Future[PreprocessAnswer], cancel: threading.Event | None) -> PreprocessAnswer:
-    """What others make too.
-
-    Raises:
-        CancelledRun: `cancel` was set while it was waited for.
-    """
-    while cancel is None or not cancel.is_set():
-        if wait([answer], POLL if cancel else None).done:
-            return answer.result()
-    raise CancelledRun("the request was cancelled 已取消", "")

@@ -20,8 +20,9 @@ from musetalk.errors import BusyError, ClientLimitError, OutputError
 from musetalk.server import serve
 from musetalk.server.clients import Clients
 from musetalk.server.jobs import MARKS_FOLDER, RECORD, Asked, ElsewhereError, Jobs, _owner_lock
+from musetalk.server.line import Turn
 from musetalk.server.videos import videos_router
-from musetalk.server.worker import Turn, Worker
+from musetalk.server.worker import Worker
 from musetalk.templates.store import TemplateStore
 
 LONG_AGO = 1_000_000_000  # seconds since 1970
@@ -41,6 +42,7 @@ class IdleWorker:
         self.turn, self.done = threading.Event(), threading.Event()
         self.stopping = False
         self.left: list[Turn] = []
+        self.line = self
 
     def promise(self, cancel):
         if self.stopping:

@@ -38,7 +38,7 @@ def test_turns_come_in_the_order_of_asking(worker):
     began: list[int] = []
 
     def work(index: int) -> None:
-        with worker.in_turn(late[index]):
+        with worker.line.in_turn(late[index]):
             began.append(index)
 
     for turn in running:
@@ -46,8 +46,8 @@ def test_turns_come_in_the_order_of_asking(worker):
     threads = [threading.Thread(target=work, args=(index,)) for index in (2, 0, 3, 1)]
     for thread in threads:
         thread.start()
-    assert (worker.running, worker.queued) == (len(running) + 4, 4)
-    worker.leave(running[0])
+    assert (len(worker.line), worker.line.waiting) == (len(running) + 4, 4)
+    worker.line.leave(running[0])
     for thread in threads:
         thread.join()
     assert began == [0, 1, 2, 3]
@@ -57,10 +57,10 @@ def test_what_is_stuck_is_ended_at_its_deadline_and_others_go_on(worker):
     stuck = [worker.promise(threading.Event()) for _ in range(worker.most_work)]
     for turn in stuck:
         turn.runs, turn.deadline = True, 0.0
-    worker.end_overdue()
+    worker.line.end_overdue()
     assert all(turn.cancel.is_set() for turn in stuck)
     with worker.work():
-        assert worker.running == 1
+        assert len(worker.line) == 1
 
 
 def test_files_have_their_turn_while_sessions_render(worker):
@@ -72,7 +72,7 @@ def test_files_have_their_turn_while_sessions_render(worker):
 
         def work() -> int:
             with worker.work(cancel):
-                return worker.running
+                return len(worker.line)
 
         turn = threads.submit(work)
         try:
@@ -96,11 +96,11 @@ def test_what_took_too_long_is_not_begun_anew_by_those_who_waited_with(worker):
         first = threads.submit(worker.preprocess, "anna", PICTURE)
         assert begun.wait(60)
         second = threads.submit(worker.preprocess, "anna", PICTURE, cancel=(own := threading.Event()))
-        while len(next(iter(worker._joined.values()))[1]._all) < 2:
+        while len(next(iter(worker._made._under_way.values()))[1]._all) < 2:
             pass
-        for turn in worker._turns:
+        for turn in worker.line._turns:
             turn.deadline = 0.0
-        worker.end_overdue()
+        worker.line.end_overdue()
         try:
             assert isinstance(first.exception(60), CancelledRun)
             assert isinstance(second.exception(10), CancelledRun)
@@ -111,12 +111,12 @@ def test_what_took_too_long_is_not_begun_anew_by_those_who_waited_with(worker):
 
 def test_what_left_the_line_or_was_cancelled_never_gets_its_turn(worker):
     left, cancelled = (worker.promise(threading.Event()) for _ in range(2))
-    worker.leave(left)
+    worker.line.leave(left)
     cancelled.cancel.set()
     for turn in (left, cancelled):
-        with pytest.raises(CancelledRun), worker.in_turn(turn):
+        with pytest.raises(CancelledRun), worker.line.in_turn(turn):
             pass
-    assert worker.running == 0
+    assert len(worker.line) == 0
 
 
 @pytest.mark.parametrize("who", [[0], [1], [0, 1]], ids=["first", "second", "both"])
@@ -135,7 +135,7 @@ def test_a_template_that_two_want_is_made_unless_both_have_cancelled(worker, who
         first = threads.submit(worker.preprocess, "anna", PICTURE, cancel=cancels[0])
         assert begun.wait(60)
         second = threads.submit(worker.preprocess, "anna", PICTURE, cancel=cancels[1])
-        while len(next(iter(worker._joined.values()))[1]._all) < 2:
+        while len(next(iter(worker._made._under_way.values()))[1]._all) < 2:
             pass
         for index in who:
             cancels[index].set()
@@ -149,7 +149,7 @@ def test_a_template_that_two_want_is_made_unless_both_have_cancelled(worker, who
             assert first.result(60) == {"template_id": "anna"}
         if 1 not in who:
             assert second.result(60) == {"template_id": "anna"}
-    assert worker.running == 0 and not worker._joined
+    assert len(worker.line) == 0 and not worker._made._under_way
 
 
 def test_a_session_takes_its_frames_and_files_have_what_is_left(worker):
