@@ -1,4 +1,4 @@
-"""What the worker promises by itself: turns, places, shared work and a stop, without an engine."""
+"""What the worker promises by itself: places, files beside sessions and a stop, without an engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from musetalk.config import EngineConfig, ServerConfig
-from musetalk.errors import BusyError, CancelledRun, ClientLimitError
+from musetalk.errors import BusyError, ClientLimitError
 from musetalk.server.capacity import Cost
 from musetalk.server.worker import Worker
-
-PICTURE = Path("face.png")
 
 
 def made(folder: Path, devices: tuple[str, ...] = ("cpu",), **server) -> Worker:
@@ -32,37 +30,6 @@ def worker(tmp_path):
     worker.close()
 
 
-def test_turns_come_in_the_order_of_asking(worker):
-    running = [worker.promise(threading.Event()) for _ in range(worker.most_work)]
-    late = [worker.promise(threading.Event()) for _ in range(4)]
-    began: list[int] = []
-
-    def work(index: int) -> None:
-        with worker.line.in_turn(late[index]):
-            began.append(index)
-
-    for turn in running:
-        turn.runs = True
-    threads = [threading.Thread(target=work, args=(index,)) for index in (2, 0, 3, 1)]
-    for thread in threads:
-        thread.start()
-    assert (len(worker.line), worker.line.waiting) == (len(running) + 4, 4)
-    worker.line.leave(running[0])
-    for thread in threads:
-        thread.join()
-    assert began == [0, 1, 2, 3]
-
-
-def test_what_is_stuck_is_ended_at_its_deadline_and_others_go_on(worker):
-    stuck = [worker.promise(threading.Event()) for _ in range(worker.most_work)]
-    for turn in stuck:
-        turn.runs, turn.deadline = True, 0.0
-    worker.line.end_overdue()
-    assert all(turn.cancel.is_set() for turn in stuck)
-    with worker.work():
-        assert len(worker.line) == 1
-
-
 def test_files_have_their_turn_while_sessions_render(worker):
     for _ in range(2):
         worker.take_place("anna")
@@ -79,77 +46,6 @@ def test_files_have_their_turn_while_sessions_render(worker):
             assert turn.result(10) == 2
         finally:
             cancel.set()
-
-
-def test_what_took_too_long_is_not_begun_anew_by_those_who_waited_with(worker):
-    begun, made_for = threading.Event(), []
-
-    def make(template_id, source, settings, force, cache_dir, cancel):
-        made_for.append(cancel)
-        begun.set()
-        while not cancel.is_set():
-            pass
-        raise CancelledRun("cancelled", "")
-
-    worker.make_template = make
-    with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(worker.preprocess, "anna", PICTURE)
-        assert begun.wait(60)
-        second = threads.submit(worker.preprocess, "anna", PICTURE, cancel=(own := threading.Event()))
-        while len(next(iter(worker._made._under_way.values()))[1]._all) < 2:
-            pass
-        for turn in worker.line._turns:
-            turn.deadline = 0.0
-        worker.line.end_overdue()
-        try:
-            assert isinstance(first.exception(60), CancelledRun)
-            assert isinstance(second.exception(10), CancelledRun)
-        finally:
-            own.set()
-    assert len(made_for) == 1
-
-
-def test_what_left_the_line_or_was_cancelled_never_gets_its_turn(worker):
-    left, cancelled = (worker.promise(threading.Event()) for _ in range(2))
-    worker.line.leave(left)
-    cancelled.cancel.set()
-    for turn in (left, cancelled):
-        with pytest.raises(CancelledRun), worker.line.in_turn(turn):
-            pass
-    assert len(worker.line) == 0
-
-
-@pytest.mark.parametrize("who", [[0], [1], [0, 1]], ids=["first", "second", "both"])
-def test_a_template_that_two_want_is_made_unless_both_have_cancelled(worker, who):
-    begun, go_on, cancels = threading.Event(), threading.Event(), [threading.Event() for _ in range(2)]
-
-    def make(template_id, source, settings, force, cache_dir, cancel):
-        begun.set()
-        while not go_on.is_set():
-            if cancel.is_set():
-                raise CancelledRun("cancelled", "")
-        return {"template_id": template_id}
-
-    worker.make_template = make
-    with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(worker.preprocess, "anna", PICTURE, cancel=cancels[0])
-        assert begun.wait(60)
-        second = threads.submit(worker.preprocess, "anna", PICTURE, cancel=cancels[1])
-        while len(next(iter(worker._made._under_way.values()))[1]._all) < 2:
-            pass
-        for index in who:
-            cancels[index].set()
-        if 1 in who:
-            assert isinstance(second.exception(60), CancelledRun)
-        if who == [0, 1]:
-            assert isinstance(first.exception(60), CancelledRun)
-        else:
-            assert not first.done()
-            go_on.set()
-            assert first.result(60) == {"template_id": "anna"}
-        if 1 not in who:
-            assert second.result(60) == {"template_id": "anna"}
-    assert len(worker.line) == 0 and not worker._made._under_way
 
 
 def test_a_session_takes_its_frames_and_files_have_what_is_left(worker):
