@@ -473,7 +473,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
             f"--{name}",
             type=int,
             default=getattr(defaults, name),
-            help=f"{name.removeprefix('client_')} of one address at once (default %(default)s)",
+            help=f"{name.removeprefix('client_')} of one address at once "
+            f"(default {getattr(defaults, name) or 'as many as there are'})",
         )
     group.add_argument(
         "--segment_sound",
