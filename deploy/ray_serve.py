@@ -89,27 +89,35 @@ class Options(BaseModel):
     temp_dir: str = os.environ.get("MUSE_TEMP_DIR", str(ServerConfig.temp_dir))
 
 
+def settings_of(options: Options) -> ServerConfig:
+    """A replica's addresses and limits; none of one address, since all callers have `Front`'s."""
+    token = os.environ.get("MUSETALK_TOKEN", "")
+    return ServerConfig(
+        host=get_node_ip_address() if token else "127.0.0.1",
+        videos_dir=Path(options.videos_dir).absolute(),
+        temp_dir=Path(options.temp_dir).absolute(),
+        max_sessions=options.most,
+        grace=min(options.grace, 3600.0),
+        token=token,
+        client_connections=None,
+        client_uploads=None,
+        client_jobs=None,
+        client_sessions=None,
+    )
+
+
 @serve.deployment
 class Engine:
     """A worker on a port of its own, for as long as its replica lives."""
 
     def __init__(self, options: Options) -> None:
-        token = os.environ.get("MUSETALK_TOKEN", "")
-        host = get_node_ip_address() if token else "127.0.0.1"
-        server = ServerConfig(
-            host=host,
-            videos_dir=Path(options.videos_dir).absolute(),
-            temp_dir=Path(options.temp_dir).absolute(),
-            max_sessions=options.most,
-            grace=min(options.grace, 3600.0),
-            token=token,
-        )
+        server = settings_of(options)
         config = EngineConfig(engine=options.engine, device=options.device)  # type: ignore[arg-type]
         self.worker = Worker(Path(options.cache_dir).absolute(), config, server, (options.device,))
         self.worker.warm_up(lambda line: None)
         self._open = serve.multiplexed(max_num_models_per_replica=options.templates)(_open_template)
         self._callers = Callers(self.worker)
-        self._socket = socket.create_server((host, 0))
+        self._socket = socket.create_server((server.host, 0))
         self.address = "{}:{}".format(*self._socket.getsockname()[:2])
         self._thread = threading.Thread(target=self._run, name="worker-http", daemon=True)
         self._thread.start()

@@ -21,6 +21,7 @@ import pytest
 from websockets.sync.client import connect
 
 from musetalk.config import REPOSITORY
+from musetalk.server.clients import Clients
 from musetalk.service import IntegratedMuseTalkService
 from tests.deploy.test_balancer import free_port
 
@@ -55,6 +56,12 @@ def test_calls_are_known_by_their_session(ray_serve):
     for (path, session), expected in known.items():
         assert ray_serve.session_of(path, {"session_id": session}, {}) == expected
     assert ray_serve.session_of("/v1/videos", {}, {"idempotency-key": "k"}) == "k"
+
+
+def test_callers_who_share_the_fronts_address_share_no_limit(ray_serve):
+    clients = Clients(ray_serve.settings_of(ray_serve.Options()))
+    for kind in ("connections", "uploads", "jobs", "sessions"):
+        clients.check("127.0.0.1", kind, 10_000)
 
 
 class Service:
