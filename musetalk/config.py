@@ -210,7 +210,7 @@ class ServerConfig:
     token: str = ""  # what callers must show when the address isn't the loopback's
     trust: tuple[str, ...] = ()  # networks whose callers need no token, "172.18.0.0/16" say
     allow_dirs: tuple[Path, ...] = ()  # what paths in requests may lie below, when not on the loopback
-    client_connections: int | None = 192  # that one address may have open on each port; None: all
+    client_connections: int | None = 192  # of one address by HTTP, and as many by TCP; None: all
     client_uploads: int | None = 32  # that one address may send at once
     client_jobs: int | None = 16  # of one address, that haven't ended
     client_sessions: int | None = (
