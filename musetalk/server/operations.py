@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -174,7 +175,10 @@ def docs_page(schema: dict[str, Any]) -> str:
     sections: dict[str, list[str]] = {}
     for path, calls in schema["paths"].items():
         for method, call in calls.items():
-            sections.setdefault(call.get("tags", ["other"])[0], []).append(_docs_entry(method, path, call))
+            fields = _body_fields(call, schema)
+            sections.setdefault(call.get("tags", ["other"])[0], []).append(
+                _docs_entry(method, path, call, fields)
+            )
     body = "".join(f"<h2>{html.escape(name)}</h2>{''.join(rows)}" for name, rows in sections.items())
     title = html.escape(f"{schema['info']['title']} {schema['info']['version']}")
     return (
@@ -186,14 +190,46 @@ def docs_page(schema: dict[str, Any]) -> str:
     )
 
 
-def _docs_entry(method: str, path: str, call: dict[str, Any]) -> str:
-    parameters = [
-        f"<li><code>{html.escape(item['name'])}</code> ({html.escape(item['in'])}"
-        f"{', required' if item.get('required') else ''}) {html.escape(item.get('description', ''))}</li>"
-        for item in call.get("parameters", [])
-    ]
+def _docs_entry(method: str, path: str, call: dict[str, Any], fields: list[dict[str, Any]]) -> str:
+    parameters = [_docs_item(item, item["in"]) for item in call.get("parameters", [])]
     kinds = ", ".join(call.get("requestBody", {}).get("content", {}))
     sent = f"<p>body: <code>{html.escape(kinds)}</code></p>" if kinds else ""
-    listed = f"<ul>{''.join(parameters)}</ul>" if parameters else ""
+    items = "".join([*parameters, *(_docs_item(field, field["type"]) for field in fields)])
+    listed = f"<ul>{items}</ul>" if items else ""
     words = html.escape(call.get("description", ""))
     return f"<section><code>{method.upper()} {html.escape(path)}</code><p>{words}</p>{sent}{listed}</section>"
+
+
+def _docs_item(item: dict[str, Any], kind: str) -> str:
+    told = [kind]
+    if item.get("required"):
+        told.append("required")
+    if item.get("default") not in (None, ""):
+        told.append(f"default {json.dumps(item['default'])}")
+    words = html.escape(f"({', '.join(told)}) {item.get('description', '')}".strip())
+    return f"<li><code>{html.escape(item['name'])}</code> {words}</li>"
+
+
+def _body_fields(call: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The fields of a call's body, each with its name, its type in words and whether it must be there."""
+    content = call.get("requestBody", {}).get("content", {})
+    bodies = [_resolved(kind.get("schema", {}), schema) for kind in content.values()]
+    return [
+        {**field, "name": name, "type": _type_in_words(field), "required": name in body.get("required", [])}
+        for body in bodies
+        for name, field in body.get("properties", {}).items()
+    ]
+
+
+def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    name = part.get("$ref", "").rpartition("/")[2]
+    return schema["components"]["schemas"][name] if name else part
+
+
+def _type_in_words(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " or ".join(map(str, field["enum"]))
+    if "anyOf" in field:
+        kinds = [_type_in_words(kind) for kind in field["anyOf"] if kind.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    return "file" if "contentMediaType" in field else str(field.get("type", "any"))

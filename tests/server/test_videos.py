@@ -268,6 +268,15 @@ def test_health_readiness_capabilities_and_docs(served):
     assert "/v1/videos/{job_id}/content" in page and "<script" not in page and "://" not in page
 
 
+def test_docs_name_the_fields_of_what_is_sent(served):
+    page = served.call("GET", "/docs")[2].decode()
+    section = {part.partition("</code>")[0]: part for part in page.split("<section><code>")[1:]}
+    assert "<code>audio</code> (file, required)" in section["POST /v1/videos"]
+    assert "<code>parsing_mode</code> (jaw or neck or raw, default" in section["POST /v1/videos"]
+    assert "<code>segment_index</code> (integer" in section["POST /api/process_segment"]
+    assert "<code>job_id</code> (path, required)" in section["GET /v1/videos/{job_id}"]
+
+
 def test_metrics_count_requests_frames_and_stages(served):
     make_and_end = ended(served, make(served)["id"])
     text = served.call("GET", "/metrics")[2].decode()
