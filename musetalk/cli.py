@@ -77,7 +77,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         "--worker",
         default="auto",
         metavar="auto|off|HOST:PORT",
-        help="let a resident worker (--serve) do it: one that would do the same, none, or this one",
+        help="let a resident worker (--serve) do it: one that would do the same (default), none, or this one",
     )
 
 
@@ -125,7 +125,9 @@ def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
         default=defaults.max_side,
         help="larger frames are shrunk (default %(default)s)",
     )
-    group.add_argument("--start", type=float, default=defaults.start, help="seconds of a clip to leave away")
+    group.add_argument(
+        "--start", type=float, default=defaults.start, help="seconds of a clip to leave out first"
+    )
     group.add_argument("--seconds", type=float, default=defaults.seconds, help="of a clip to take")
     group.add_argument(
         "--background", default=defaults.background, help="behind transparency: #rrggbb or a picture"
@@ -234,7 +236,7 @@ def _require(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
-    """Makes a template cache, and a copy of it where `--output_state` says."""
+    """Makes a template cache of a picture, a clip or a folder of pictures."""
     _require(arguments, "template_id", "template_image_path")
     service = service_of(arguments)
     done = _by_worker(service, arguments, "preprocess")
@@ -249,7 +251,7 @@ def preprocess_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
 
 
 def inference_command(arguments: argparse.Namespace) -> tuple[Answer, int]:
-    """Renders speech onto a template; preprocesses first when `--template_dir` has its picture."""
+    """Renders speech onto a template."""
     _require(arguments, "template_id", "audio_path")
     service = service_of(arguments)
     check_template_id(arguments.template_id)
@@ -457,13 +459,29 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--videos_dir", help=f"finished videos (default {defaults.videos_dir})")
     group.add_argument("--preload", metavar="ID,ID", help="templates to open before the worker is ready")
     group.add_argument(
-        "--memory_limit", type=int, default=Defaults.memory_limit, help="bytes of open templates"
+        "--memory_limit",
+        type=int,
+        default=Defaults.memory_limit,
+        help="bytes of open templates (default %(default)s)",
     )
     group.add_argument("--max_sessions", type=int, help="instead of what a test at the start says")
-    group.add_argument("--grace", type=float, default=defaults.grace, help="seconds to finish what runs in")
-    group.add_argument("--keep", type=float, default=defaults.keep, help="hours that finished jobs are kept")
     group.add_argument(
-        "--job_deadline", type=float, default=defaults.job_deadline, help="seconds that a job may take"
+        "--grace",
+        type=float,
+        default=defaults.grace,
+        help="seconds that running work has to end in (default %(default)g)",
+    )
+    group.add_argument(
+        "--keep",
+        type=float,
+        default=defaults.keep,
+        help="hours that finished jobs are kept (default %(default)g)",
+    )
+    group.add_argument(
+        "--job_deadline",
+        type=float,
+        default=defaults.job_deadline,
+        help="seconds that a job may take (default %(default)g)",
     )
     group.add_argument("--token", help="what callers from elsewhere must show; or MUSETALK_TOKEN")
     group.add_argument("--trust", action="append", metavar="CIDR", help="network that needs no token")
@@ -474,7 +492,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=getattr(defaults, name),
             help=f"{name.removeprefix('client_')} of one address at once "
-            f"(default {getattr(defaults, name) or 'as many as there are'})",
+            f"(default {getattr(defaults, name) or 'any number'})",
         )
     group.add_argument(
         "--segment_sound",
