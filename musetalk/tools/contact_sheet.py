@@ -7,6 +7,7 @@ finished video, not taken from the engine, so that the sheet shows what a viewer
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from musetalk.errors import MuseTalkError
 from musetalk.faces.head import mouth_opening
 from musetalk.files import atomic_file
 from musetalk.geometry import Box, bounding_box, clamp_box, crop_box
+from musetalk.native_messages import NativeMessages
 
 N_SHOWN = 12  # frames in the row above the waveform
 SHOWN_HEIGHT = 220  # pixels
@@ -143,4 +145,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with contextlib.closing(NativeMessages()):
+        raise SystemExit(main())

@@ -10,6 +10,7 @@ models/lite/portraits/*.jpg with --side 192 --zoom 1.25.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from musetalk.engines.lite.engine import LiteEngine
 from musetalk.engines.lite.parameters import PARAMETER_INDEX, RIG_PARAMETERS
 from musetalk.errors import NoFaceError
 from musetalk.faces.head import BELOW_NOSE_TIP, INNER_BOTTOM, INNER_TOP, eye_distance
+from musetalk.native_messages import NativeMessages
 from musetalk.templates.template import Template
 
 SHAPES: Mapping[str, Mapping[str, float]] = {
@@ -144,4 +146,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.closing(NativeMessages()):
+        main()

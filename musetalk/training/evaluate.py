@@ -9,6 +9,7 @@ Distances are divided by the eye distance in the same frame: neither the face's 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -38,6 +39,7 @@ from musetalk.faces.head import (
     distance,
     eye_distance,
 )
+from musetalk.native_messages import NativeMessages
 from musetalk.training import scores
 from musetalk.training.phones import DIPHTHONGS, SHAPES, Phone, closures
 from musetalk.training.plots import Panel, draw_panels
@@ -284,4 +286,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with contextlib.closing(NativeMessages()):
+        raise SystemExit(main())

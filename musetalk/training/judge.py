@@ -9,6 +9,7 @@ in the order of names, is for choosing among settings; what is reported is how t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -26,6 +27,7 @@ from musetalk.engines.lite.parameters import CHIN_GAIN, PARAMETER_INDEX, rig_ope
 from musetalk.engines.lite.rig import PROTRUSION
 from musetalk.engines.lite.speech import ENCODER_FILE, NETWORK_FILE, MouthNetwork
 from musetalk.errors import MuseTalkError
+from musetalk.native_messages import NativeMessages
 from musetalk.training import scores
 from musetalk.training.corpus import Clip, read_clips
 from musetalk.training.evaluate import TRACK_NAMES, json_text
@@ -251,4 +253,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with contextlib.closing(NativeMessages()):
+        raise SystemExit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -176,6 +177,11 @@ def test_the_whole_round_upload_template_live_render_download(served, open_page,
 
     page.click("connect")
     page.until(f'{STATE} === "idle" && document.getElementById("live").currentTime > 0')
+    hint = page.until('document.getElementById("live-note").textContent')
+    page.click("language")
+    page.until(f'document.getElementById("live-note").textContent !== {json.dumps(hint)}')
+    page.click("language")
+    page.until(f'document.getElementById("live-note").textContent === {json.dumps(hint)}')
     page.give("speech-file", SPEECH)
     page.until(f'{STATE} === "talking"')
     page.run("window.mouths = new Set()")

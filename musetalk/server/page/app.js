@@ -1,6 +1,6 @@
 // Brings the page to life: language, theme, and its four parts.
 
-import { $, loadFaces, problem, showFaces, showProblems } from "./common.js";
+import { $, loadFaces, problem, showFaces, showNotes, showProblems } from "./common.js";
 import { loadJobs, showJobs, startJobs } from "./jobs.js";
 import { startStage } from "./live.js";
 import { startMaker } from "./maker.js";
@@ -25,6 +25,7 @@ $("theme").onclick = switchTheme;
 $("language").onclick = () => {
   switchLanguage();
   showLanguage();
+  showNotes();
   showFaces();
   showJobs();
   showWorker();

@@ -14,9 +14,16 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+const notes = new Map(); // what each note says; a function says it in the language of the moment
+
 export function note(id, words, kind = "") {
-  $(id).textContent = words;
+  notes.set(id, [words, kind]);
+  $(id).textContent = typeof words === "function" ? words() : words;
   $(id).className = `note ${kind}`;
+}
+
+export function showNotes() {
+  for (const [id, [words, kind]] of notes) note(id, words, kind);
 }
 
 export function toast(words, hint = "") {

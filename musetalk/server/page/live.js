@@ -50,13 +50,13 @@ async function start() {
   }
   watch();
   await openAudio();
-  note("live-note", say("liveHint"));
+  note("live-note", () => say("liveHint"));
   show("wait");
 }
 
 function watch() {
   const { addresses } = session;
-  const lost = (final) => (final ? stop() : note("live-note", say("lost")));
+  const lost = (final) => (final ? stop() : note("live-note", () => say("lost")));
   player?.close();
   player = byWebrtc() ? new WhepPlayer(video, addresses.whep, lost) : new LivePlayer(video, addresses.video, lost);
 }
@@ -82,10 +82,10 @@ function openAudio() {
 function heed(event) {
   if (event.type === "state") show(event.state);
   else if (event.type === "interrupted") {
-    note("live-note", say("interrupted", { s: event.position.toFixed(2) }));
+    note("live-note", () => say("interrupted", { s: event.position.toFixed(2) }));
     player?.toEdge();
   } else if (event.type === "error" || event.type === "warning") problem(event);
-  else if (event.type === "ended" && wanted) note("live-note", say("ended", { why: event.message }));
+  else if (event.type === "ended" && wanted) note("live-note", () => say("ended", { why: event.message }));
 }
 
 async function stop() {
@@ -143,7 +143,7 @@ async function sayFile(file) {
   if (!file || !(await live())) return;
   audio.send(JSON.stringify({ type: "config", realtime: false }));
   video.muted = false;
-  note("live-note", say("saying", { name: file.name }));
+  note("live-note", () => say("saying", { name: file.name }));
   try {
     await call("POST", session.addresses.speech, file, file.type.startsWith("audio/") ? file.type : "application/octet-stream");
   } catch (error) {

@@ -36,7 +36,7 @@ function drawSoon() {
 async function draw() {
   const mine = ++version;
   $("preview-busy").hidden = false;
-  note("make-note", say("looking"));
+  note("make-note", () => say("looking"));
   try {
     await call("POST", "/v1/templates", form({ file: picture, template_id: DRAFT, ...settings() }));
     if (mine !== version) return;
@@ -54,15 +54,15 @@ async function finish(event) {
   event.preventDefault();
   const name = $("name").value.trim();
   if (!picture) return $("picture-file").click();
-  if (!name) return note("make-note", say("nameNeeded"), "bad");
+  if (!name) return note("make-note", () => say("nameNeeded"), "bad");
   $("make").disabled = true;
   $("make-progress").hidden = false;
-  note("make-note", say("making"));
+  note("make-note", () => say("making"));
   try {
     await call("POST", "/v1/templates", form({ file: picture, template_id: name, ...settings() }));
     choose(name);
     await loadFaces();
-    note("make-note", say("made", { name }), "good");
+    note("make-note", () => say("made", { name }), "good");
     call("DELETE", `/v1/templates/${DRAFT}`).catch(() => {});
   } catch (error) {
     note("make-note", `${error.message} ${error.hint}`, "bad");
@@ -93,7 +93,7 @@ function again(face) {
   const mode = document.querySelector(`input[name=mode][value="${face.parsing_mode}"]`);
   if (mode) mode.checked = true;
   $("idle").checked = Boolean(face.parameters?.idle_motion);
-  note("make-note", say("againHint", { name: face.id }));
+  note("make-note", () => say("againHint", { name: face.id }));
   $("maker").scrollIntoView({ block: "start" });
   $("picture-file").click();
 }
