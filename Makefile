@@ -31,6 +31,7 @@ install-full: $(FULL)/installed
 $(LITE)/installed: requirements-lite.txt
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(LITE)
+	@echo "installing packages, 0.7 GB: a few minutes 正在安装依赖"
 	$(LITE)/bin/python $(PIP) -r requirements-lite.txt
 	$(LITE)/bin/python $(PIP) --no-deps mediapipe==0.10.21
 	touch $@
@@ -42,6 +43,7 @@ $(LITE)/installed-dev: $(LITE)/installed requirements-dev.txt
 $(FULL)/installed: $(wildcard requirements*.txt)
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(FULL)
+	@echo "installing packages, 3 GB: several minutes 正在安装依赖"
 	$(FULL)/bin/python $(PIP) -r requirements.txt
 	$(FULL)/bin/python $(PIP) --no-deps -r requirements-no-deps.txt
 	touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -196,7 +197,7 @@ def _docs_entry(method: str, path: str, call: dict[str, Any], fields: list[dict[
     sent = f"<p>body: <code>{html.escape(kinds)}</code></p>" if kinds else ""
     items = "".join([*parameters, *(_docs_item(field, field["type"]) for field in fields)])
     listed = f"<ul>{items}</ul>" if items else ""
-    words = html.escape(call.get("description", ""))
+    words = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(call.get("description", "")))
     return f"<section><code>{method.upper()} {html.escape(path)}</code><p>{words}</p>{sent}{listed}</section>"
 
 

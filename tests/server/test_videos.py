@@ -271,6 +271,7 @@ def test_health_readiness_capabilities_and_docs(served):
 def test_docs_name_the_fields_of_what_is_sent(served):
     page = served.call("GET", "/docs")[2].decode()
     section = {part.partition("</code>")[0]: part for part in page.split("<section><code>")[1:]}
+    assert "The same <code>Idempotency-Key</code>" in page and "`" not in page
     assert "<code>audio</code> (file, required)" in section["POST /v1/videos"]
     assert "<code>parsing_mode</code> (jaw or neck or raw, default" in section["POST /v1/videos"]
     assert "<code>segment_index</code> (integer" in section["POST /api/process_segment"]
