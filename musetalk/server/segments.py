@@ -139,7 +139,8 @@ class SegmentSessions:
         if known is not None and (known.template_id, known.articulation) == (template_id, articulation):
             return known
         if known is not None:
-            self.end(session_id)
+            with contextlib.suppress(InputError):  # another call ended it meanwhile
+                self.end(session_id)
         seat = self._worker.take_place(template_id, client=client)
         session = Session(session_id, template_id, seat, articulation)
         try:

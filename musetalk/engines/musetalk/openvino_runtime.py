@@ -78,7 +78,7 @@ def _preparing(name: str) -> Iterator[None]:
         yield
     except MuseTalkError:
         raise
-    except (RuntimeError, MemoryError, OSError, TimeoutError) as e:
+    except (RuntimeError, MemoryError, OSError, TimeoutError, ImportError) as e:
         if is_out_of_memory(e):
             raise out_of_memory("cpu", f"preparing {name}") from e
         raise EngineError(f"{name} can't be prepared for OpenVINO: {e}", "use --runtime torch") from e
@@ -114,8 +114,6 @@ class CompiledNetwork:
     def __init__(
         self, conversion: Conversion, dtype: str, constants: Mapping[int, np.ndarray] | None = None
     ) -> None:
-        import openvino
-
         settings = {
             "INFERENCE_NUM_THREADS": usable_cores(),
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
@@ -123,6 +121,8 @@ class CompiledNetwork:
         }
         with _preparing(conversion.name):
             path = converted_path(conversion, half=dtype != "float32")
+            import openvino
+
             model = _with_constants(path, constants or {})
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._lock = threading.Lock()

@@ -109,14 +109,18 @@ def test_converted_networks_run_without_torch(models: Path, tmp_path: Path) -> N
     assert said == ["True", "False"]  # the first converts the networks, from torch's
 
 
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied", "openvino"), ImportError("libopenvino.so: Permission denied")],
+)
 def test_auto_goes_on_with_torch_where_openvino_cant(
-    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    def read_only(*_: object, **__: object) -> Path:
-        raise PermissionError(13, "Permission denied", "openvino")
+    def unusable(*_: object, **__: object) -> Path:
+        raise error
 
     monkeypatch.setattr(openvino_runtime, "WORTHWHILE_BYTES", 1)
-    monkeypatch.setattr(openvino_runtime, "converted_path", read_only)
+    monkeypatch.setattr(openvino_runtime, "converted_path", unusable)
     np.testing.assert_array_equal(faces(models, "auto"), faces(models, "torch"))
     assert "going on with torch" in caplog.text
     with pytest.raises(EngineError, match="Permission denied"):
