@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from musetalk.config import Defaults, EncodingConfig, ParsingMode, PreprocessingConfig
-from musetalk.errors import CacheError, CacheMissingError, UsageError
+from musetalk.errors import CacheError, CacheMissingError, MuseTalkError, UsageError
 from musetalk.files import remove_folder
 from musetalk.server.files_http import MediaFile
 from musetalk.server.jobs import (
@@ -177,7 +177,8 @@ def templates_router(worker: Worker) -> APIRouter:
             worker.service.settings, bbox_shift=bbox_shift, parsing_mode=parsing_mode, idle_motion=idle_motion
         )
         source = keep_portrait(file.file, worker.server.temp_dir, MAX_UPLOAD)
-        worker.preprocess(template_id, source, settings, force)
+        with _told_as_sent(source, file.filename):
+            worker.preprocess(template_id, source, settings, force)
         return template_answer(worker, template_id)
 
     @router.get("")
@@ -229,6 +230,16 @@ def template_answer(worker: Worker, template_id: str) -> dict[str, Any]:
         "open": opened,
         "preview_url": f"/v1/templates/{template_id}/preview",
     }
+
+
+@contextlib.contextmanager
+def _told_as_sent(path: Path, name: str | None) -> Iterator[None]:
+    """Has errors name an upload as its sender does, not by where it lies here."""
+    try:
+        yield
+    except MuseTalkError as e:
+        e.message = e.message.replace(str(path), name or "the upload")
+        raise
 
 
 def _require_template(worker: Worker, template_id: str, *, sound: bool = True) -> None:

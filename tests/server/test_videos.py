@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from musetalk.media.video import probe_video, read_video
 from musetalk.service import IntegratedMuseTalkService
@@ -22,6 +23,9 @@ from musetalk.tools.demo import PORTRAIT, SPEECH
 
 TEMPLATE = "小哈 (1)"
 FINAL = {"completed", "failed", "cancelled"}
+
+
+SENT_NAME = "of the sender.bin"
 
 
 def multipart(fields: dict[str, str], files: dict[str, bytes]) -> tuple[bytes, dict[str, str]]:
@@ -32,7 +36,7 @@ def multipart(fields: dict[str, str], files: dict[str, bytes]) -> tuple[bytes, d
         for name, text in fields.items()
     ]
     parts += [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{SENT_NAME}"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n".encode()
         + content
         + b"\r\n"
@@ -183,6 +187,14 @@ def test_a_jobs_video_pays_for_few_key_frames(served, tmp_path):
     service = IntegratedMuseTalkService(served.folder / "cache", "cpu")
     service.realtime_inference(TEMPLATE, SPEECH, command)
     assert status == 200 and len(content) < 3 * command.stat().st_size
+
+
+def test_a_picture_without_a_face_is_named_as_it_was_sent(served, tmp_path):
+    wall = tmp_path / "wall.png"
+    Image.new("RGB", (256, 256), (120, 110, 100)).save(wall)
+    status, _, answer = post(served, "/v1/templates", {"template_id": "wall"}, {"file": wall.read_bytes()})
+    assert status == 422 and answer["error_code"] == "no_face"
+    assert SENT_NAME in answer["message"] and "portraits" not in answer["message"]
 
 
 def test_jobs_are_listed_by_pages(served):
