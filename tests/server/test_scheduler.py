@@ -144,7 +144,7 @@ def test_a_failure_reaches_the_one_who_asked():
 def test_what_a_generator_warns_of_is_told_to_the_request_that_asked(mixed):
     """Also where a mixed batch fails and each request is served by itself."""
     told: dict[str, list[str]] = {"anna": [], "otto": []}
-    gate, log = threading.Event(), logging.Logger("of this test")
+    gate, begun, log = threading.Event(), threading.Event(), logging.Logger("of this test")
     log.addHandler(Overheard())
 
     class Engine(MixingStandIn if mixed else PlainEngine):
@@ -154,6 +154,7 @@ def test_what_a_generator_warns_of_is_told_to_the_request_that_asked(mixed):
     template = opened(Engine(), [], gate)
 
     def generate(prompts, indices):
+        begun.set()
         gate.wait(SOON)
         log.warning("halved for %s", prompts[0])
         return [prompts]
@@ -167,9 +168,11 @@ def test_what_a_generator_warns_of_is_told_to_the_request_that_asked(mixed):
 
     threads = [threading.Thread(target=request, args=(name,)) for name in ("first", *told)]
     told["first"] = []
-    for thread in threads:
+    threads[0].start()
+    assert begun.wait(SOON)
+    for thread in threads[1:]:
         thread.start()
-    while scheduler.depth < 2:
+    while scheduler.depth < 2:  # the others wait, for one batch
         pass
     gate.set()
     for thread in threads:
