@@ -63,7 +63,7 @@ export class LivePlayer {
 
   keepUp() {
     const { buffered } = this.video;
-    if (!buffered.length) return;
+    if (!buffered.length || this.video.seeking) return; // a jump that is interrupted shows nothing
     const first = buffered.start(buffered.length - 1), edge = buffered.end(buffered.length - 1);
     const behind = edge - this.video.currentTime;
     if (behind > TOO_FAR || this.video.currentTime < first) this.toEdge();
