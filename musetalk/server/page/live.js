@@ -93,10 +93,11 @@ async function stop() {
   wanted = false;
   session = null;
   silence();
-  player?.close();
+  const left = player?.close();
   audio?.close();
   player = audio = null;
   showStage();
+  await left;
   if (ended) await call("DELETE", `/v1/sessions/${ended.session_id}`).catch(() => {});
 }
 

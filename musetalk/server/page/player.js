@@ -154,17 +154,18 @@ export class WhepPlayer {
     }, Math.min(5000, 300 * 2 ** this.tries++));
   }
 
-  hangUp() {
-    this.peer.onconnectionstatechange = null;
-    this.peer.close();
-    if (this.where) callWhole("DELETE", this.where).catch(() => {});
+  async hangUp() {
+    const { peer, where } = this;
     this.where = null;
+    peer.onconnectionstatechange = null;
+    if (where) await callWhole("DELETE", where).catch(() => {}); // first: the worker forgets who is gone
+    peer.close();
   }
 
   close() {
     this.closed = true;
     clearTimeout(this.waiting);
-    this.hangUp();
     this.video.srcObject = null;
+    return this.hangUp();
   }
 }
