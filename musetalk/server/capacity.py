@@ -22,7 +22,7 @@ from musetalk.server.viewers import live_writer
 from musetalk.service import IntegratedMuseTalkService
 
 SESSION_FPS = 25
-PLANNED_SHARE = 0.5  # of the processors or the card; more sessions come late: they share one interpreter
+PLANNED_SHARE = 0.4  # of the processors or the card; more sessions come late: they share one interpreter
 PORTRAIT = LITE_MODELS / "portraits" / "astronaut.jpg"
 SPEECH = LITE_MODELS / "speech" / "demo_en.flac"
 TEMPLATE_ID = "self-test"

@@ -79,10 +79,10 @@ def test_one_address_takes_as_many_places_as_it_may(tmp_path):
 def test_devices_share_the_processors(tmp_path, monkeypatch):
     monkeypatch.setattr("musetalk.server.worker.usable_cores", lambda: 10)
     worker = made(tmp_path, ("cpu", "cpu"))
-    worker._plan([Cost(0.01, card=0.005), Cost(0.01, card=0.02)])
+    worker._plan([Cost(0.01, card=0.004), Cost(0.01, card=0.016)])
     assert [round(place.rate) for place in worker.places] == [100, 25], "each by its own card"
     assert worker.rate == pytest.approx(125) and worker.capacity == 5
-    worker._plan([Cost(0.05, card=0.005), Cost(0.05, card=0.005)])
+    worker._plan([Cost(0.04, card=0.004), Cost(0.04, card=0.004)])
     assert worker.rate == pytest.approx(100), "not twice the processors that there are once"
     worker._plan([Cost(1.0), Cost(1.0)])
     assert worker.capacity == 1, "one at least"
