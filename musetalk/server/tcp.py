@@ -79,29 +79,21 @@ def _depth(content: bytes) -> int:
     return deepest
 
 
-class LineProtocol:
-    """Port 58080: one JSON object a line, one answer a line, in order.
+class _Protocol:
+    """A way of speaking over bare connections: each is let in, counted, and closed behind its conversation.
 
     Args:
         callers: what may be asked.
-        stop: ends the worker.
+        name: of the threads that answer.
     """
 
-    def __init__(self, callers: Callers, stop: Stop) -> None:
+    def __init__(self, callers: Callers, name: str) -> None:
         self._callers = callers
-        self._stop = stop
-        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="tcp")
+        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix=name)
         self._connections = 0
-        self._commands: dict[str, Callable[[dict[str, Any], bool], dict[str, Any]]] = {
-            "ping": lambda request, trusted: callers.ping(),
-            "status": lambda request, trusted: self._status(),
-            "check_cache": self._check,
-            "preprocess": self._preprocess,
-            "inference": self._inference,
-        }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers one connection until it ends."""
+        """Converses on one connection until its end."""
         address = (writer.get_extra_info("peername") or ("", 0))[0]
         local, worker = is_loopback(address), self._callers.worker
         welcome = local or is_trusted(address, worker.server.trust)
@@ -113,6 +105,32 @@ class LineProtocol:
         finally:
             self._connections -= 1
             writer.close()
+
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trusted: bool
+    ) -> None:
+        """Answers what is asked on one connection."""
+        raise NotImplementedError
+
+
+class LineProtocol(_Protocol):
+    """Port 58080: one JSON object a line, one answer a line, in order.
+
+    Args:
+        callers: what may be asked.
+        stop: ends the worker.
+    """
+
+    def __init__(self, callers: Callers, stop: Stop) -> None:
+        super().__init__(callers, "tcp")
+        self._stop = stop
+        self._commands: dict[str, Callable[[dict[str, Any], bool], dict[str, Any]]] = {
+            "ping": lambda request, trusted: callers.ping(),
+            "status": lambda request, trusted: self._status(),
+            "check_cache": self._check,
+            "preprocess": self._preprocess,
+            "inference": self._inference,
+        }
 
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trusted: bool
@@ -184,7 +202,7 @@ class LineProtocol:
         }
 
 
-class FramedProtocol:
+class FramedProtocol(_Protocol):
     """JSON behind a uint32 little-endian length, one request a connection, on the HTTP port.
 
     Args:
@@ -192,26 +210,10 @@ class FramedProtocol:
     """
 
     def __init__(self, callers: Callers) -> None:
-        self._callers = callers
+        super().__init__(callers, "framed")
         self.client_connections = callers.worker.server.client_connections
-        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="framed")
-        self._connections = 0
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers one connection's request and closes it."""
-        address = (writer.get_extra_info("peername") or ("", 0))[0]
-        local, worker = is_loopback(address), self._callers.worker
-        welcome = local or is_trusted(address, worker.server.trust)
-        self._connections += 1
-        try:
-            with contextlib.suppress(*ENDS, ClientLimitError), worker.clients.counted(address, "connections"):
-                if welcome and self._connections <= MAX_CONNECTIONS:
-                    await self._answer_one(reader, writer, local)
-        finally:
-            self._connections -= 1
-            writer.close()
-
-    async def _answer_one(
+    async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trusted: bool
     ) -> None:
         (length,) = LENGTH.unpack(await asyncio.wait_for(reader.readexactly(4), HALF_SECONDS))
