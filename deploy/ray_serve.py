@@ -38,6 +38,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from musetalk.config import Defaults, EngineConfig, ServerConfig
 from musetalk.server.callers import Callers
+from musetalk.server.gate import refusal_body
 from musetalk.server.http import create_app
 from musetalk.server.serve import keep_house
 from musetalk.server.worker import Worker
@@ -228,15 +229,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
 def told(status: int, words: str, headers: Mapping[str, str] | None = None) -> Response:
     """A failure in the words of the worker."""
     code = {404: "bad_input", 503: "busy"}[status]
-    body = {
-        "success": False,
-        "error_code": code,
-        "error": words,
-        "message": words,
-        "detail": words,
-        "hint": "",
-    }
-    return JSONResponse(body, status, dict(headers or {}))
+    return JSONResponse(refusal_body(code, words), status, dict(headers or {}))
 
 
 def busy() -> Response:

@@ -185,17 +185,15 @@ def _limited(scope: Scope, receive: Any) -> Any:
     return counted
 
 
+def refusal_body(code: str, words: str) -> dict[str, Any]:
+    """The documented dict of a failure that no error of the toolkit is behind."""
+    told = dict.fromkeys(("error", "message", "detail"), words)
+    return {"success": False, "error_code": code, **told, "hint": ""}
+
+
 async def _refuse(send: Any, status: int, words: str) -> None:
     code = {401: "unauthorized", 403: "forbidden", 413: "too_large", 429: "busy"}[status]
-    body = {
-        "success": False,
-        "error_code": code,
-        "error": words,
-        "message": words,
-        "detail": words,
-        "hint": "",
-    }
-    content = json.dumps(body, ensure_ascii=False).encode()
+    content = json.dumps(refusal_body(code, words), ensure_ascii=False).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     if status == 429:
         headers.append((b"retry-after", b"10"))
